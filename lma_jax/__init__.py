@@ -1,0 +1,18 @@
+"""LMA, its host networks and their training, in Flax NNX (channels last)."""
+
+from lma_jax.lma import LMA, kernel_size_for
+from lma_jax.mobilenetv2 import InvertedResidual, MobileNetV2
+from lma_jax.registry import create_model, list_models
+from lma_jax.resnet import BasicBlock, Bottleneck, ResNet
+
+__all__ = [
+    "LMA",
+    "BasicBlock",
+    "Bottleneck",
+    "InvertedResidual",
+    "MobileNetV2",
+    "ResNet",
+    "create_model",
+    "kernel_size_for",
+    "list_models",
+]

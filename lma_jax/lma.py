@@ -1,0 +1,93 @@
+"""LMA: lightweight mixed-domain attention (Yu et al., Applied Intelligence 53(11), 2023).
+
+A feature map is pooled along its width and along its height. Each of the two profiles passes one K-tap
+correlation along the channels and a sigmoid, and the two gates scale the map:
+
+    y = x * gate_h * gate_w        2K parameters, K = 1, 3, 5 or 7
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def kernel_size_for(channels: int) -> int:
+    """K = eta(C): the odd number at or below round(|log2(C) - 1| / 1.5), and at least 1."""
+    taps = round(abs(math.log2(channels) - 1.0) / 1.5)
+    return max(1, taps if taps % 2 else taps - 1)
+
+
+def correlate_channels(x: jax.Array, taps: jax.Array, *, axis: int) -> jax.Array:
+    """Correlates `x` with `taps` (K,) along the channels at `axis`, zero padded to the same shape.
+
+    A sum of K shifted slices: XLA fuses it into one loop, which no one-channel convolution reaches.
+    """
+    half, channels = taps.size // 2, x.shape[axis]
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (half, half)
+    padded = jnp.pad(x, padding)
+    return sum(taps[k] * jax.lax.slice_in_dim(padded, k, k + channels, axis=axis) for k in range(taps.size))
+
+
+class LMA(nnx.Module):
+    """Lightweight mixed-domain attention for feature maps of shape (..., H, W, C).
+
+    Args:
+        channels: C, the size of the last axis.
+        kernel_size: K, the odd number of taps along the channels; `kernel_size_for(channels)` by default.
+        dtype: computation and output dtype; by default that of the input.
+        param_dtype: dtype of the 2K parameters.
+        rngs: the stream `params` draws the taps from U(-1/sqrt(K), 1/sqrt(K)).
+
+    Raises:
+        ValueError: `channels` is below 1, `kernel_size` is not odd and positive, or the input at call time
+            is not a floating-point (..., H, W, channels).
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> LMA(64, rngs=nnx.Rngs(0))(jnp.ones((8, 56, 56, 64))).shape
+    (8, 56, 56, 64)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if channels < 1:
+            raise ValueError(f"LMA needs at least 1 channel, got channels={channels}")
+        kernel_size = kernel_size_for(channels) if kernel_size is None else kernel_size
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"LMA needs an odd, positive kernel_size, got {kernel_size}")
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.dtype = dtype
+        # The convolutions hold the taps under their usual names; they are applied as shifted slices.
+        uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        options: dict[str, Any] = dict(use_bias=False, kernel_init=uniform, param_dtype=param_dtype, rngs=rngs)
+        self.conv_h = nnx.Conv(1, 1, (1, kernel_size), **options)
+        self.conv_w = nnx.Conv(1, 1, (1, kernel_size), **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., H, W, C) to the same shape."""
+        if x.ndim < 3 or x.shape[-1] != self.channels or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"LMA({self.channels}) takes floating-point inputs of shape (..., H, W, {self.channels}), "
+                f"channels last, got {x.dtype} of shape {x.shape}"
+            )
+        x = x if self.dtype is None else x.astype(self.dtype)
+        height, width, channel = -3, -2, -1
+        taps_h = self.conv_h.kernel[...].reshape(-1).astype(x.dtype)
+        taps_w = self.conv_w.kernel[...].reshape(-1).astype(x.dtype)
+        profile_h = x.mean(width, keepdims=True)
+        profile_w = x.mean(height, keepdims=True)
+        gate_h = jax.nn.sigmoid(correlate_channels(profile_h, taps_h, axis=channel))
+        gate_w = jax.nn.sigmoid(correlate_channels(profile_w, taps_w, axis=channel))
+        return x * gate_w * gate_h

@@ -1,0 +1,18 @@
+"""LMA and its host networks in PyTorch (channels first)."""
+
+from lma_torch.lma import LMA, kernel_size_for
+from lma_torch.mobilenetv2 import InvertedResidual, MobileNetV2
+from lma_torch.registry import create_model, list_models
+from lma_torch.resnet import BasicBlock, Bottleneck, ResNet
+
+__all__ = [
+    "LMA",
+    "BasicBlock",
+    "Bottleneck",
+    "InvertedResidual",
+    "MobileNetV2",
+    "ResNet",
+    "create_model",
+    "kernel_size_for",
+    "list_models",
+]

@@ -1,0 +1,123 @@
+"""MobileNetV2 (Sandler et al., CVPR 2018) with an attention module on the hidden channels of its blocks.
+
+Attribute names are torchvision's; a block with attention holds it as element 2 of `conv`.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lma_torch.attention import Attention
+from lma_torch.layers import conv, init_weights
+
+# expansion ratio t, channels c, number of blocks n, stride of the first s
+ROWS = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+def make_divisible(channels: float, divisor: int) -> int:
+    """The multiple of `divisor` nearest to `channels`, never more than 10 % below it."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def conv_bn_relu(
+    in_channels: int, channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1, norm_layer: Any, **dd: Any
+):
+    """Convolution, batch normalisation, ReLU6."""
+    convolution = conv(in_channels, channels, kernel_size, stride=stride, groups=groups, **dd)
+    return nn.Sequential(convolution, norm_layer(channels, **dd), nn.ReLU6(inplace=True))
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depthwise convolution, attention, linear projection. (N, in, H, W) -> (N, out, H/stride, W/stride)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int,
+        expand_ratio: int,
+        attention: Attention | None = None,
+        norm_layer: Any = nn.BatchNorm2d,
+        **dd: Any,
+    ):
+        super().__init__()
+        hidden = in_channels * expand_ratio
+        layers: list[nn.Module] = []
+        if expand_ratio != 1:
+            layers += [conv_bn_relu(in_channels, hidden, 1, norm_layer=norm_layer, **dd)]
+        layers += [conv_bn_relu(hidden, hidden, 3, stride=stride, groups=hidden, norm_layer=norm_layer, **dd)]
+        if expand_ratio != 1 and attention is not None:
+            layers += [attention(hidden, **dd)]
+        layers += [conv(hidden, out_channels, 1, **dd), norm_layer(out_channels, **dd)]
+        self.conv = nn.Sequential(*layers)
+        self.use_residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.use_residual else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 for images of shape (N, 3, H, W).
+
+    Args:
+        num_classes: size of the output.
+        width_mult: factor on the channel counts, which are rounded to multiples of 8 (of 4 at 0.1).
+        dropout: rate before the classifier.
+        attention: constructor called with a channel count (and device, dtype), or None for the plain host.
+        norm_layer: constructor of the normalisation layers.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 1000,
+        width_mult: float = 1.0,
+        dropout: float = 0.2,
+        attention: Attention | None = None,
+        norm_layer: Any = nn.BatchNorm2d,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        divisor = 4 if width_mult == 0.1 else 8
+        channels = make_divisible(32 * width_mult, divisor)
+        features: list[nn.Module] = [conv_bn_relu(3, channels, 3, stride=2, norm_layer=norm_layer, **dd)]
+        for expand_ratio, width, depth, first_stride in ROWS:
+            for stride in [first_stride] + [1] * (depth - 1):
+                block: dict[str, Any] = dict(attention=attention, norm_layer=norm_layer, **dd)
+                out_channels = make_divisible(width * width_mult, divisor)
+                features += [
+                    InvertedResidual(channels, out_channels, stride=stride, expand_ratio=expand_ratio, **block)
+                ]
+                channels = out_channels
+        last_channels = make_divisible(1280 * max(1.0, width_mult), divisor)
+        features += [conv_bn_relu(channels, last_channels, 1, norm_layer=norm_layer, **dd)]
+        self.features = nn.Sequential(*features)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(last_channels, num_classes, **dd))
+        init_weights(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> the last feature map (N, C, H/32, W/32)."""
+        return self.features(x)
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
+        return self.classifier(self.avgpool(x).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))

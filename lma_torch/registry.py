@@ -1,0 +1,57 @@
+"""Networks by name: `<host>` or `<host>_<attention>`, such as "resnet50" and "resnet50_lma"."""
+
+import difflib
+import fnmatch
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from lma_torch.attention import ATTENTIONS
+from lma_torch.mobilenetv2 import MobileNetV2
+from lma_torch.resnet import DEPTHS, ResNet
+
+HOSTS: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(ResNet, block, depths) for name, (block, depths) in DEPTHS.items()},
+    "mobilenetv2": MobileNetV2,
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The sorted names that `create_model` takes and that match `pattern` (fnmatch)."""
+    names = [*HOSTS, *(f"{host}_{attention}" for host in HOSTS for attention in ATTENTIONS)]
+    return sorted(fnmatch.filter(names, pattern))
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    device: Any = None,
+    dtype: Any = None,
+    **host_options: Any,
+) -> nn.Module:
+    """Builds a network by name, in training mode.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: size of the output.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+        **host_options: further options of the host, such as `width_mult=0.5` of MobileNetV2.
+
+    Raises:
+        ValueError: no such name; the message gives the nearest one.
+    """
+    if name not in list_models():
+        nearest = difflib.get_close_matches(name, list_models(), n=1, cutoff=0)[0]
+        raise ValueError(f"unknown model {name!r}, did you mean {nearest!r}? (list_models() names all)")
+    host, _, attention = name.partition("_")
+    return HOSTS[host](
+        num_classes=num_classes,
+        attention=ATTENTIONS.get(attention),
+        device=device,
+        dtype=dtype,
+        **host_options,
+    )

@@ -1,0 +1,158 @@
+"""ResNet-18/34/50/101/152 (He et al., CVPR 2016) with an attention module in every block.
+
+The v1.5 form: a bottleneck's stride sits in its 3x3 convolution. Attribute names are torchvision's.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lma_torch.attention import Attention
+from lma_torch.layers import conv, init_weights
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, attention, and the shortcut. (N, in_channels, H, W) -> (N, planes, H/stride, W/stride)."""
+
+    expansion = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        *,
+        stride: int = 1,
+        attention: Attention | None = None,
+        norm_layer: Any = nn.BatchNorm2d,
+        **dd: Any,
+    ):
+        super().__init__()
+        channels = planes * self.expansion
+        self.conv1 = conv(in_channels, planes, 3, stride=stride, **dd)
+        self.bn1 = norm_layer(planes, **dd)
+        self.conv2 = conv(planes, channels, 3, **dd)
+        self.bn2 = norm_layer(channels, **dd)
+        self.attention = None if attention is None else attention(channels, **dd)
+        self.downsample = shortcut(in_channels, channels, stride, norm_layer, **dd)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        if self.attention is not None:
+            x = self.attention(x)
+        return self.relu(x + identity)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, attention, and the shortcut. Its output has 4 * planes channels."""
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        *,
+        stride: int = 1,
+        attention: Attention | None = None,
+        norm_layer: Any = nn.BatchNorm2d,
+        **dd: Any,
+    ):
+        super().__init__()
+        channels = planes * self.expansion
+        self.conv1 = conv(in_channels, planes, 1, **dd)
+        self.bn1 = norm_layer(planes, **dd)
+        self.conv2 = conv(planes, planes, 3, stride=stride, **dd)
+        self.bn2 = norm_layer(planes, **dd)
+        self.conv3 = conv(planes, channels, 1, **dd)
+        self.bn3 = norm_layer(channels, **dd)
+        self.attention = None if attention is None else attention(channels, **dd)
+        self.downsample = shortcut(in_channels, channels, stride, norm_layer, **dd)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        if self.attention is not None:
+            x = self.attention(x)
+        return self.relu(x + identity)
+
+
+def shortcut(in_channels: int, channels: int, stride: int, norm_layer: Any, **dd: Any) -> nn.Sequential | None:
+    """The projection of a block's input where its shape changes, else None."""
+    if stride == 1 and in_channels == channels:
+        return None
+    return nn.Sequential(conv(in_channels, channels, 1, stride=stride, **dd), norm_layer(channels, **dd))
+
+
+class ResNet(nn.Module):
+    """ResNet for images of shape (N, 3, H, W).
+
+    Args:
+        block: BasicBlock or Bottleneck.
+        depths: number of blocks in each of the four stages.
+        num_classes: size of the output.
+        attention: constructor called with a channel count (and device, dtype), or None for the plain host.
+        norm_layer: constructor of the normalisation layers.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        *,
+        num_classes: int = 1000,
+        attention: Attention | None = None,
+        norm_layer: Any = nn.BatchNorm2d,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        self.conv1 = conv(3, 64, 7, stride=2, **dd)
+        self.bn1 = norm_layer(64, **dd)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
+        def stage(in_channels: int, planes: int, depth: int, stride: int) -> nn.Sequential:
+            channels = [in_channels] + [planes * block.expansion] * (depth - 1)
+            strides = [stride] + [1] * (depth - 1)
+            options: dict[str, Any] = dict(attention=attention, norm_layer=norm_layer, **dd)
+            return nn.Sequential(*[block(c, planes, stride=s, **options) for c, s in zip(channels, strides)])
+
+        self.layer1 = stage(64, 64, depths[0], stride=1)
+        self.layer2 = stage(64 * block.expansion, 128, depths[1], stride=2)
+        self.layer3 = stage(128 * block.expansion, 256, depths[2], stride=2)
+        self.layer4 = stage(256 * block.expansion, 512, depths[3], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512 * block.expansion, num_classes, **dd)
+        init_weights(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> the last feature map (N, C, H/32, W/32)."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.maxpool(x)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
+        return self.fc(self.avgpool(x).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+DEPTHS = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
