@@ -29,7 +29,8 @@ def correlate_channels(x: jax.Array, taps: jax.Array, *, axis: int) -> jax.Array
     padding = [(0, 0)] * x.ndim
     padding[axis] = (half, half)
     padded = jnp.pad(x, padding)
-    return sum(taps[k] * jax.lax.slice_in_dim(padded, k, k + channels, axis=axis) for k in range(taps.size))
+    shifted = [jax.lax.slice_in_dim(padded, k, k + channels, axis=axis) for k in range(taps.size)]
+    return jnp.asarray(sum(taps[k] * shifted[k] for k in range(taps.size)))
 
 
 class LMA(nnx.Module):

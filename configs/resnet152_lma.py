@@ -1,0 +1,16 @@
+"""LMA-ResNet-152 on ImageNet by the paper's protocol.
+
+    python -m lma_jax.train --config configs/resnet152_lma.py
+
+Hardware: 4 GPUs with 64 images each, as in the paper. The paper's Table 1 gives no result for this depth.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+    config.model = "resnet152_lma"
+    return config

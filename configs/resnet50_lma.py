@@ -1,0 +1,16 @@
+"""LMA-ResNet-50 on ImageNet by the paper's protocol.
+
+    python -m lma_jax.train --config configs/resnet50_lma.py
+
+Hardware: 4 GPUs with 64 images each, as in the paper. Expected: 78.02 % top-1 and 93.98 % top-5 (the paper's Table 1).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+    config.model = "resnet50_lma"
+    return config

@@ -1,0 +1,1 @@
+"""Training: configuration, state, step, schedule, checkpoints, metrics and the loop over them."""

@@ -1,0 +1,223 @@
+"""Checkpoints that describe themselves, are written atomically in the background, and are verified when read.
+
+A checkpoint is <workdir>/checkpoints/<step>: an Orbax item `state`, one array a path such as
+"params/layer1/0/conv1/kernel", and a JSON item with the metadata (model, classes, preprocessing, config, metrics)
+and a checksum of every array, which Orbax itself lacks.
+"""
+
+import json
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from lma_jax.errors import UserError
+from lma_jax.training.state import TrainState
+
+Arrays = dict[str, np.ndarray]
+
+
+class DamagedError(Exception):
+    """A checkpoint whose content is not what was saved."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in host memory.
+
+    Attributes:
+        step: the number of training steps behind it.
+        arrays: its arrays by path.
+        metadata: model, num_classes, preprocessing, config and metrics.
+    """
+
+    step: int
+    arrays: Arrays
+    metadata: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a workdir: the newest `keep` and the best by validation top-1. Close it, or lose the last."""
+
+    def __init__(self, workdir: Path, *, keep: int):
+        self._folder = workdir.absolute() / "checkpoints"
+        policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=lambda metrics: metrics["top1"], n=1)])
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()
+
+    def save(self, state: TrainState, metadata: dict[str, Any], *, top1: float) -> None:
+        """Starts to write `state` under its step; `top1` is the validation accuracy that ranks it."""
+        arrays = to_arrays(state)
+        record = {"metadata": metadata, "checksums": {path: _checksum(array) for path, array in arrays.items()}}
+        self._manager.save(
+            int(arrays["step"]),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(arrays),
+                record=ocp.args.JsonSave({**record, "checksum": _record_checksum(record)}),
+            ),
+            metrics={"top1": top1},
+        )
+
+    def restore(self, template: TrainState) -> TrainState | None:
+        """The newest good state, placed as `template` is, or None where there is none yet.
+
+        Damaged checkpoints that are newer move to the folder `damaged` beside `checkpoints`.
+
+        Raises:
+            UserError: every checkpoint is damaged, or the newest good one is of another network.
+        """
+        if not _steps(self._folder):
+            return None
+        checkpoint = _newest_good(self._folder)
+        state = fill(template, checkpoint)
+        self._set_aside(step for step in _steps(self._folder) if step > checkpoint.step)
+        return state
+
+    def _set_aside(self, steps: Any) -> None:
+        for step in steps:
+            target = self._folder.parent / "damaged" / str(step)
+            target.parent.mkdir(exist_ok=True)
+            while target.exists():
+                target = target.with_name(target.name + "_")
+            (self._folder / str(step)).rename(target)
+        self._manager.reload()
+
+
+def load_checkpoint(workdir: str | Path, step: str = "newest") -> Checkpoint:
+    """Reads and verifies one checkpoint of a training workdir.
+
+    Args:
+        workdir: the folder that training was given.
+        step: "newest" (damaged ones are passed over, with a warning on stderr), "best" by validation top-1,
+            or a number.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+    folder = Path(workdir).absolute() / "checkpoints"
+    steps = _steps(folder)
+    if not steps:
+        raise UserError(f"{workdir} holds no checkpoint: give the --workdir of a training run")
+    if step == "newest":
+        return _newest_good(folder)
+    number = _best(folder, steps) if step == "best" else step
+    if number not in map(str, steps):
+        raise UserError(
+            f"{workdir} holds no checkpoint {step!r}; it holds {', '.join(map(str, steps))}, newest and best"
+        )
+    try:
+        return _read(folder, int(number))
+    except DamagedError as error:
+        raise UserError(f"checkpoint {number} of {workdir} is damaged ({error})") from error
+
+
+def to_arrays(tree: Any) -> Arrays:
+    """The leaves of a tree in host memory, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def fill(template: Any, checkpoint: Checkpoint, *, prefix: str = "") -> Any:
+    """A tree like `template` with the checkpoint's arrays below `prefix`, placed as the template's leaves are.
+
+    Raises:
+        UserError: arrays are missing, unexpected or of another shape or dtype; the first ones are named.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(template)
+    wanted = {prefix + jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+    found = {path: array for path, array in checkpoint.arrays.items() if path.startswith(prefix)}
+    problems = [f"missing {path}" for path in wanted if path not in found]
+    problems += [f"unexpected {path}" for path in found if path not in wanted]
+    for path in wanted.keys() & found.keys():
+        if (found[path].shape, found[path].dtype) != (wanted[path].shape, wanted[path].dtype):
+            problems.append(
+                f"{path} is {found[path].dtype}{found[path].shape}, not {wanted[path].dtype}{wanted[path].shape}"
+            )
+    if problems:
+        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+        raise UserError(
+            f"checkpoint {checkpoint.step} is of another network, a {checkpoint.metadata['model']} with "
+            f"{checkpoint.metadata['num_classes']} classes ({len(problems)} differences: {shown})"
+        )
+    leaves = [_place(found[path], leaf) for path, leaf in wanted.items()]
+    return jax.tree_util.tree_unflatten(treedef, leaves)
+
+
+def _place(array: np.ndarray, like: jax.Array) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps that have a folder, newest first; unfinished saves have another name."""
+    if not folder.is_dir():
+        return []
+    return sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
+
+
+def _newest_good(folder: Path) -> Checkpoint:
+    problems = []
+    for step in _steps(folder):
+        try:
+            checkpoint = _read(folder, step)
+        except DamagedError as error:
+            problems.append(f"{step} ({error})")
+            continue
+        if problems:
+            print(
+                f"warning: damaged checkpoints are passed over: {', '.join(problems)}; using {step} of {folder.parent}",
+                file=sys.stderr,
+            )
+        return checkpoint
+    raise UserError(f"every checkpoint in {folder} is damaged: {', '.join(problems)}")
+
+
+def _read(folder: Path, step: int) -> Checkpoint:
+    """Reads one checkpoint and verifies it. Orbax raises all kinds of exceptions on damaged files."""
+    try:
+        with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+            restored = manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
+            )
+        record, arrays = dict(restored.record), {path: np.asarray(array) for path, array in restored.state.items()}
+        checksum = record.pop("checksum")
+    except Exception as error:
+        raise DamagedError(f"unreadable: {type(error).__name__}") from error
+    if _record_checksum(record) != checksum:
+        raise DamagedError("its metadata differ from their checksum")
+    checksums = record["checksums"]
+    for path in sorted(checksums.keys() | arrays.keys()):
+        if path not in arrays or checksums.get(path) != _checksum(arrays[path]):
+            raise DamagedError(f"{path} differs from its checksum")
+    return Checkpoint(step, arrays, record["metadata"])
+
+
+def _best(folder: Path, steps: list[int]) -> str:
+    """The step with the highest validation top-1 among the good ones."""
+    accuracies = {}
+    for step in steps:
+        try:
+            accuracies[step] = _read(folder, step).metadata["metrics"]["val_top1"]
+        except DamagedError as error:
+            print(f"warning: checkpoint {step} of {folder.parent} is damaged ({error})", file=sys.stderr)
+    return str(max(accuracies, key=lambda step: accuracies[step], default=""))
+
+
+def _checksum(array: np.ndarray) -> str:
+    header = f"{array.dtype}{array.shape}".encode()
+    return f"{zlib.crc32(array.tobytes(), zlib.crc32(header)):08x}"
+
+
+def _record_checksum(record: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"

@@ -1,0 +1,41 @@
+"""Evaluation over every example of a source, each counted once."""
+
+from typing import Any
+
+from jax.sharding import Mesh, NamedSharding
+
+from lma_jax.data.loader import eval_batches, to_device
+from lma_jax.data.sources import Source
+from lma_jax.data.transforms import Preprocessing
+from lma_jax.training.metrics import Meter
+from lma_jax.training.state import Tree
+from lma_jax.training.step import SHARDED
+
+
+def evaluate(
+    eval_step: Any,
+    params: Tree,
+    batch_stats: Tree,
+    source: Source,
+    *,
+    mesh: Mesh,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    threads: int,
+) -> dict[str, float]:
+    """Mean "loss", and "top1" and "top5" in per cent, over all of `source`.
+
+    Args:
+        eval_step: what `make_eval_step` returned for `mesh`.
+        params, batch_stats: replicated over `mesh`.
+        source: the examples; their number need not be a multiple of anything.
+        mesh: the devices that share each batch.
+        preprocessing: what turns an image file into the network's input.
+        batch_size: global batch size, a multiple of the number of devices.
+        threads: that decode images.
+    """
+    batches = eval_batches(source, preprocessing=preprocessing, batch_size=batch_size, threads=threads)
+    meter = Meter()
+    for batch in to_device(batches, NamedSharding(mesh, SHARDED)):
+        meter.add(eval_step(params, batch_stats, batch))
+    return meter.means()

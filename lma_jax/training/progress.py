@@ -1,0 +1,71 @@
+"""Progress for a person: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from lma_jax.training.metrics import Meter
+
+
+class Progress:
+    """Shows the step, the running means, the rate and the time left.
+
+    The rate counts from the end of the first step or of the last `pause`, so that neither compilation nor
+    evaluation is in it.
+    """
+
+    def __init__(self, *, start: int, total: int, log_every: int):
+        from tqdm import tqdm
+
+        self._total = total
+        self._log_every = log_every
+        self._bar = tqdm(total=total, initial=start, unit="step") if sys.stderr.isatty() else None
+        self._seconds = 0.0
+        self._images = 0
+        self._mark: float | None = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    @property
+    def images_per_second(self) -> float:
+        """The mean rate so far; 0 before the second step."""
+        return self._images / self._seconds if self._seconds else 0.0
+
+    def pause(self) -> None:
+        """Stops the clock until the next step has ended."""
+        self._mark = None
+
+    def update(self, step: int, epoch: float, images: int, meter: Meter) -> None:
+        """Reports that `step` steps are done, the last on `images` images."""
+        now = time.perf_counter()
+        if self._mark is not None:
+            self._seconds += now - self._mark
+            self._images += images
+        self._mark = now
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.set_postfix_str(f"{self.images_per_second:,.0f} images/s", refresh=False)
+        if step % self._log_every == 0 or step == self._total:
+            self._report(step, epoch, images, meter)
+
+    def line(self, text: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text)
+
+    def _report(self, step: int, epoch: float, images: int, meter: Meter) -> None:
+        means = meter.means()
+        text = f"loss {means['loss']:.4f}  top-1 {means['top1']:.2f} %  {self.images_per_second:,.0f} images/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+            return
+        left = (self._total - step) * images / self.images_per_second if self.images_per_second else 0
+        hours, seconds = divmod(round(left), 3600)
+        clock = f"{hours}:{seconds // 60:02d}:{seconds % 60:02d} left"
+        self.line(f"step {step:,}/{self._total:,}  epoch {epoch:.2f}  {text}  {clock}")
