@@ -15,10 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import Sharding, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from lma_jax.errors import UserError
-from lma_jax.training.state import TrainState
+from lma_jax.registry import create_model
+from lma_jax.training.state import Network, TrainState, split
 
 Arrays = dict[str, np.ndarray]
 
@@ -81,7 +84,7 @@ class Checkpoints:
         if not _steps(self._folder):
             return None
         checkpoint = _newest_good(self._folder)
-        state = fill(template, checkpoint)
+        state = fill(template, checkpoint, sharding=template.step.sharding)
         self._set_aside(step for step in _steps(self._folder) if step > checkpoint.step)
         return state
 
@@ -129,8 +132,33 @@ def to_arrays(tree: Any) -> Arrays:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
-def fill(template: Any, checkpoint: Checkpoint, *, prefix: str = "") -> Any:
-    """A tree like `template` with the checkpoint's arrays below `prefix`, placed as the template's leaves are.
+def restore_model(checkpoint: Checkpoint, *, dtype: Any = None, sharding: Sharding | None = None) -> nnx.Module:
+    """The network of a checkpoint with its weights, in training mode.
+
+    Args:
+        checkpoint: what `load_checkpoint` returned.
+        dtype: computation dtype; by default that of the input and the parameters.
+        sharding: where the weights go; by default the first device.
+
+    Raises:
+        UserError: the arrays do not fit the model that the metadata name.
+    """
+    metadata = checkpoint.metadata
+    placement = sharding or SingleDeviceSharding(jax.devices()[0])
+
+    def build() -> nnx.Module:
+        return create_model(metadata["model"], num_classes=metadata["num_classes"], dtype=dtype, rngs=nnx.Rngs(0))
+
+    abstract, params, batch_stats = split(nnx.eval_shape(build))
+    rng_state = jax.jit(lambda: split(build())[0].rng_state, out_shardings=placement)()
+    return Network(abstract.graphdef, rng_state).bind(
+        fill(params, checkpoint, sharding=placement, prefix="params/"),
+        fill(batch_stats, checkpoint, sharding=placement, prefix="batch_stats/"),
+    )
+
+
+def fill(template: Any, checkpoint: Checkpoint, *, sharding: Sharding, prefix: str = "") -> Any:
+    """A tree like `template` (arrays or their shapes) with the checkpoint's arrays below `prefix`.
 
     Raises:
         UserError: arrays are missing, unexpected or of another shape or dtype; the first ones are named.
@@ -140,23 +168,21 @@ def fill(template: Any, checkpoint: Checkpoint, *, prefix: str = "") -> Any:
     found = {path: array for path, array in checkpoint.arrays.items() if path.startswith(prefix)}
     problems = [f"missing {path}" for path in wanted if path not in found]
     problems += [f"unexpected {path}" for path in found if path not in wanted]
-    for path in wanted.keys() & found.keys():
-        if (found[path].shape, found[path].dtype) != (wanted[path].shape, wanted[path].dtype):
-            problems.append(
-                f"{path} is {found[path].dtype}{found[path].shape}, not {wanted[path].dtype}{wanted[path].shape}"
-            )
+    for path in sorted(wanted.keys() & found.keys()):
+        given, needed = found[path], wanted[path]
+        if (given.shape, given.dtype) != (needed.shape, needed.dtype):
+            problems.append(f"{path} is {given.dtype}{given.shape}, not {needed.dtype}{needed.shape}")
     if problems:
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
         raise UserError(
             f"checkpoint {checkpoint.step} is of another network, a {checkpoint.metadata['model']} with "
             f"{checkpoint.metadata['num_classes']} classes ({len(problems)} differences: {shown})"
         )
-    leaves = [_place(found[path], leaf) for path, leaf in wanted.items()]
-    return jax.tree_util.tree_unflatten(treedef, leaves)
+    return jax.tree_util.tree_unflatten(treedef, [_place(found[path], sharding) for path in wanted])
 
 
-def _place(array: np.ndarray, like: jax.Array) -> jax.Array:
-    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+def _place(array: np.ndarray, sharding: Sharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _steps(folder: Path) -> list[int]:
@@ -185,11 +211,10 @@ def _newest_good(folder: Path) -> Checkpoint:
 
 def _read(folder: Path, step: int) -> Checkpoint:
     """Reads one checkpoint and verifies it. Orbax raises all kinds of exceptions on damaged files."""
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
     try:
-        with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-            restored = manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
-            )
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            restored = reader.restore(folder / str(step), args=items)
         record, arrays = dict(restored.record), {path: np.asarray(array) for path, array in restored.state.items()}
         checksum = record.pop("checksum")
     except Exception as error:

@@ -48,8 +48,9 @@ class Network:
 
 def split(model: nnx.Module) -> tuple[Network, Tree, Tree]:
     """A model's structure, its parameters and its batch statistics; the inverse of `Network.bind`."""
-    graphdef, params, batch_stats, rng_state = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    return Network(graphdef, nnx.to_pure_dict(rng_state)), nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    params, batch_stats, rng_state = map(nnx.to_pure_dict, states)
+    return Network(graphdef, rng_state), params, batch_stats
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nnx.Module:

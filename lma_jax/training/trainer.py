@@ -14,9 +14,9 @@ from lma_jax.data.transforms import preprocessing_from
 from lma_jax.errors import UserError
 from lma_jax.training.checkpoint import Checkpoints
 from lma_jax.training.config import validate
-from lma_jax.training.curves import draw_curves
 from lma_jax.training.evaluation import evaluate
 from lma_jax.training.metrics import Meter, MetricsWriter
+from lma_jax.training.pictures import draw_curves, draw_examples
 from lma_jax.training.progress import Progress
 from lma_jax.training.schedule import Clock, eval_steps, learning_rate_schedule
 from lma_jax.training.state import TrainState, build_optimizer, create_state
@@ -59,37 +59,36 @@ class Trainer:
         config, workdir = self.config, self.workdir
         replicated = NamedSharding(self.mesh, REPLICATED)
         network, state = create_state(config, self.train_source.num_classes, self.optimizer, replicated)
-        step_options: dict[str, Any] = dict(preprocessing=self.preprocessing)
-        train_step = make_train_step(network, self.optimizer, self.mesh, seed=config.seed, **step_options)
-        eval_step = make_eval_step(network, self.mesh, **step_options)
+        train_step = make_train_step(
+            network, self.optimizer, self.mesh, preprocessing=self.preprocessing, seed=config.seed
+        )
+        eval_step = make_eval_step(network, self.mesh, preprocessing=self.preprocessing)
         with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
             state = checkpoints.restore(state) or state
             start, total = int(state.step), self.eval_steps[-1]
             self._announce(state)
-            meter = Meter()
             with (
                 MetricsWriter(workdir, step=start) as writer,
                 Progress(start=start, total=total, log_every=config.log_every) as progress,
             ):
+                meter = Meter()
                 for step, batch in zip(range(start + 1, total + 1), self._batches(start)):
+                    if step == 1:
+                        draw_examples(workdir, batch["image"].addressable_data(0))
                     state, metrics = train_step(state, batch)
                     meter.add(metrics)
                     progress.update(step, self.clock.epoch(step), config.batch_size, meter)
                     if step in self.eval_steps:
-                        scores = self._evaluate(eval_step, state)
-                        row = {**self._train_row(step, meter, progress), **_prefixed("val", scores)}
+                        row = {**self._train_row(step, meter, progress), **self._evaluate(eval_step, state)}
                         writer.write(row)
-                        checkpoints.save(state, self._metadata(row), top1=scores["top1"])
+                        checkpoints.save(state, self._metadata(row), top1=row["val_top1"])
                         draw_curves(workdir, title=f"{config.model} on {config.dataset}")
-                        progress.line(
-                            f"epoch {row['epoch']:.2f}  val loss {scores['loss']:.4f}  "
-                            f"val top-1 {scores['top1']:.2f} %  val top-5 {scores['top5']:.2f} %"
-                        )
+                        progress.line(_summary(row))
                         progress.pause()
                         meter = Meter()
                     elif step % config.log_every == 0:
                         writer.write(self._train_row(step, meter, progress))
-        print(f"trained {config.model} for {total:,} steps; checkpoints, metrics and curves.png are in {workdir}")
+        print(f"trained {config.model} for {total:,} steps; checkpoints, metrics.jsonl and curves.png are in {workdir}")
 
     def _announce(self, state: TrainState) -> None:
         size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -118,7 +117,7 @@ class Trainer:
         return to_device(batches, NamedSharding(self.mesh, SHARDED))
 
     def _evaluate(self, eval_step: Any, state: TrainState) -> dict[str, float]:
-        return evaluate(
+        scores = evaluate(
             eval_step,
             state.params,
             state.batch_stats,
@@ -128,6 +127,7 @@ class Trainer:
             batch_size=self.config.eval_batch_size,
             threads=self.config.data_threads,
         )
+        return _prefixed("val", scores)
 
     def _train_row(self, step: int, meter: Meter, progress: Progress) -> dict[str, Any]:
         return {
@@ -150,6 +150,11 @@ class Trainer:
 
 def _prefixed(split: str, means: dict[str, float]) -> dict[str, float]:
     return {f"{split}_{name}": value for name, value in means.items()}
+
+
+def _summary(row: dict[str, Any]) -> str:
+    loss, top1, top5 = (row[f"val_{name}"] for name in ("loss", "top1", "top5"))
+    return f"epoch {row['epoch']:.2f}  val loss {loss:.4f}  val top-1 {top1:.2f} %  val top-5 {top5:.2f} %"
 
 
 def _make_writable(workdir: Path) -> None:

@@ -1,7 +1,11 @@
-"""The training curves: error over epochs, as in the paper's Figure 4."""
+"""The pictures of a run: its training curves, and the images that the network sees."""
 
 import os
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from lma_jax.training.metrics import read_metrics
 
@@ -32,4 +36,18 @@ def draw_curves(workdir: Path, *, title: str) -> Path | None:
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=120)
     os.replace(temporary, path)
+    return path
+
+
+def draw_examples(workdir: Path, batch: Any) -> Path:
+    """Writes up to 64 images of a batch (N, H, W, 3) uint8, as augmented for training, to <workdir>/examples.png."""
+    images = np.asarray(batch)[:64]
+    columns = min(8, len(images))
+    rows = len(images) // columns
+    height, width, channels = images.shape[1:]
+    grid = images[: rows * columns].reshape(rows, columns, height, width, channels)
+    sheet = Image.fromarray(grid.swapaxes(1, 2).reshape(rows * height, columns * width, channels))
+    factor = max(1, 64 // width)
+    path = workdir / "examples.png"
+    sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST).save(path)
     return path

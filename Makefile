@@ -1,0 +1,38 @@
+# make demo: trains, evaluates, exports and proves LMA-ResNet-18 on the embedded digits, in a few minutes on a CPU
+# make test: every check that CI runs
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/digits
+
+.PHONY: demo test clean
+
+demo: $(VENV)/demo
+	$(BIN)/python -m lma_jax.train --config configs/digits.py --workdir $(RUN)
+	$(BIN)/python -m convert.to_torch --checkpoint $(RUN) --output $(RUN)/resnet18_lma.safetensors
+	$(BIN)/python -m convert.verify --checkpoint $(RUN) --weights $(RUN)/resnet18_lma.safetensors
+	$(BIN)/python -m lma_jax.evaluate --checkpoint $(RUN)
+	@echo
+	@echo "network in JAX      $(RUN)/checkpoints"
+	@echo "network in PyTorch  $(RUN)/resnet18_lma.safetensors"
+	@echo "training curves     $(RUN)/curves.png"
+	@echo "training images     $(RUN)/examples.png"
+	@echo "metrics             $(RUN)/metrics.jsonl, $(RUN)/tensorboard"
+
+test: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
+
+# The tested versions, into a virtual environment that the two targets share.
+$(VENV)/demo: EXTRAS := train,torch
+$(VENV)/test: EXTRAS := test
+$(VENV)/demo $(VENV)/test: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@

@@ -1,0 +1,73 @@
+"""Weight files: a state_dict and its metadata in .safetensors or .pth."""
+
+import json
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lma_jax.errors import UserError
+
+SUFFIXES = (".safetensors", ".pth")
+
+StateDict = Mapping[str, torch.Tensor]
+
+
+def write_weights(path: Path, state_dict: StateDict, metadata: Mapping[str, Any]) -> None:
+    """Writes a file in one move: .safetensors with the metadata as JSON strings, or .pth.
+
+    A .pth holds the state_dict itself, ready for `load_state_dict`; the metadata is its attribute `metadata`.
+
+    Raises:
+        UserError: another suffix, or a place that cannot be written.
+    """
+    require_suffix(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file(dict(state_dict), temporary, {key: json.dumps(value) for key, value in metadata.items()})
+        else:
+            ordered = OrderedDict(state_dict)
+            ordered.metadata = dict(metadata)  # type: ignore[attr-defined]
+            torch.save(ordered, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The state_dict of a file and its metadata, which is empty in a file of another origin.
+
+    A .pth is loaded as data only: nothing in it is executed.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds no state_dict.
+    """
+    require_suffix(path)
+    if not path.is_file():
+        raise UserError(f"weights file {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise UserError(f"{path} holds no state_dict (tensors by name)")
+    return dict(state_dict), getattr(state_dict, "metadata", {})
+
+
+def require_suffix(path: Path) -> None:
+    """Raises a UserError where a path does not end like a weights file."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path} must end in {' or '.join(SUFFIXES)}")

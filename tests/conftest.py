@@ -1,0 +1,105 @@
+"""What the tests share: a session-wide compilation cache, float64, and weights that both frameworks can rebuild."""
+
+import atexit
+import os
+import shutil
+import tempfile
+import zlib
+from functools import cache
+from unittest import mock
+
+# Before jax is imported, and in the environment, so that subprocesses share the compiled programs.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-cache-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import lma_jax
+import lma_torch
+
+torch.set_num_threads(1)  # its threads would spin against those of XLA
+
+
+@pytest.fixture
+def x64():
+    """JAX computes in float64 during the test."""
+    with jax.enable_x64(True):
+        yield
+
+
+def relative_error(actual, expected) -> float:
+    """The largest difference, relative to the largest expected value."""
+    actual, expected = (np.asarray(a.detach() if isinstance(a, torch.Tensor) else a) for a in (actual, expected))
+    assert actual.shape == expected.shape
+    difference, scale = np.abs(actual - expected).max(initial=0), np.abs(expected).max(initial=0)
+    return float(difference / scale if scale else difference)
+
+
+def largest_error(actual: dict, expected: dict) -> float:
+    """The largest relative error of a whole dictionary of arrays."""
+    assert set(actual) == set(expected)
+    return max(relative_error(actual[key], expected[key]) for key in expected)
+
+
+def golden_weights(module: torch.nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A float64 state_dict for `module` (it may lie on the meta device), drawn from the names alone."""
+    weights = {}
+    for name, tensor in module.state_dict().items():
+        rng, shape = np.random.default_rng([seed, zlib.crc32(name.encode())]), tuple(tensor.shape)
+        if name.endswith("num_batches_tracked"):
+            value = np.zeros(shape, np.int64)
+        elif name.endswith("running_var"):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif name.endswith("running_mean"):
+            value = rng.normal(0, 0.1, shape)
+        elif len(shape) >= 2:
+            value = rng.normal(0, 1, shape) * np.sqrt(2 / np.prod(shape[1:]))
+        elif name.endswith("weight"):
+            value = rng.uniform(0.5, 1.5, shape)
+        else:
+            value = rng.normal(0, 0.1, shape)
+        weights[name] = torch.from_numpy(value)
+    return weights
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Standard normal values in float64, drawn as the golden inputs are."""
+    return np.random.default_rng([seed, 12345]).normal(size=shape)
+
+
+def to_nhwc(array) -> jax.Array:
+    return jnp.asarray(np.moveaxis(np.asarray(array), 1, -1))
+
+
+def to_nchw(array) -> np.ndarray:
+    return np.moveaxis(np.asarray(array), -1, 1)
+
+
+def host_options(name: str) -> dict:
+    """Options that take the randomness out of training mode."""
+    return {"dropout": 0.0} if name.startswith("mobilenetv2") else {}
+
+
+@cache
+def _traced_model(name: str, options: tuple) -> nnx.Module:
+    # Shapes need no new key each time, and counting keys while tracing is quadratic in the depth.
+    with mock.patch.object(nnx.RngStream, "__call__", lambda stream: stream.key[...]):
+        return nnx.eval_shape(lambda: lma_jax.create_model(name, rngs=nnx.Rngs(0), **dict(options)))
+
+
+def jax_shapes(name: str, **options) -> nnx.Module:
+    """A lma_jax network of shapes without values (the counterpart of PyTorch's meta device), quick to build."""
+    return nnx.clone(_traced_model(name, tuple(options.items())))
+
+
+def torch_shapes(name: str, **options) -> torch.nn.Module:
+    """A lma_torch network on the meta device."""
+    return lma_torch.create_model(name, device="meta", **options)
