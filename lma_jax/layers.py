@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 kaiming_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -43,14 +44,21 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int =
 
 
 def init_weights(model: nnx.Module, rngs: nnx.Rngs) -> None:
-    """Initialises a host as the paper does: convolutions Kaiming-normal (fan-out), linear layers N(0, 0.01)."""
+    """Initialises a host as the paper does: convolutions Kaiming-normal (fan-out), linear layers N(0, 0.01).
+
+    All weights come from one draw: a draw a layer would take most of the time to compile.
+    """
+    weights: list[tuple[nnx.Param, float]] = []
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.Conv):
-            kernel = module.kernel
-            kernel.set_value(kaiming_normal(rngs.params(), kernel.shape, kernel.dtype))
+            *window, _, out_channels = module.kernel.shape
+            weights.append((module.kernel, math.sqrt(2 / (math.prod(window) * out_channels))))
         elif isinstance(module, nnx.Linear):
-            kernel = module.kernel
-            kernel.set_value(0.01 * jax.random.normal(rngs.params(), kernel.shape, kernel.dtype))
+            weights.append((module.kernel, 0.01))
+    ends = np.cumsum([kernel.size for kernel, _ in weights])
+    noise = jnp.split(jax.random.normal(rngs.params(), (ends[-1],)), ends[:-1])
+    for (kernel, std), values in zip(weights, noise):
+        kernel.set_value((std * values).reshape(kernel.shape).astype(kernel.dtype))
 
 
 class BatchNorm(nnx.Module):

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -210,22 +211,33 @@ def _newest_good(folder: Path) -> Checkpoint:
 
 
 def _read(folder: Path, step: int) -> Checkpoint:
-    """Reads one checkpoint and verifies it. Orbax raises all kinds of exceptions on damaged files."""
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
+    """Reads one checkpoint and verifies it."""
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            restored = reader.restore(folder / str(step), args=items)
-        record, arrays = dict(restored.record), {path: np.asarray(array) for path, array in restored.state.items()}
+        record = json.loads((folder / str(step) / "record" / "metadata").read_text())
         checksum = record.pop("checksum")
-    except Exception as error:
-        raise DamagedError(f"unreadable: {type(error).__name__}") from error
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise DamagedError("its metadata are unreadable") from error
     if _record_checksum(record) != checksum:
         raise DamagedError("its metadata differ from their checksum")
-    checksums = record["checksums"]
-    for path in sorted(checksums.keys() | arrays.keys()):
-        if path not in arrays or checksums.get(path) != _checksum(arrays[path]):
+    arrays = _read_arrays(folder / str(step) / "state", list(record["checksums"]))
+    for path, array in arrays.items():
+        if _checksum(array) != record["checksums"][path]:
             raise DamagedError(f"{path} differs from its checksum")
     return Checkpoint(step, arrays, record["metadata"])
+
+
+def _read_arrays(folder: Path, paths: list[str]) -> Arrays:
+    """Reads arrays of an Orbax item, which is an OCDBT store with a zarr array a path.
+
+    Not through Orbax: where a file is damaged, it abandons its other reads, and each of them then complains on stderr.
+    """
+    store = {"driver": "ocdbt", "base": f"file://{folder}/"}
+    opening = {path: ts.open({"driver": "zarr", "kvstore": {**store, "path": f"{path}/"}}) for path in paths}
+    try:
+        reading = {path: array.result().read() for path, array in opening.items()}
+        return {path: array.result() for path, array in reading.items()}
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise DamagedError("its arrays are unreadable") from error
 
 
 def _best(folder: Path, steps: list[int]) -> str:
