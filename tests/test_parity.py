@@ -9,7 +9,16 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import golden_weights, host_options, jax_shapes, largest_error, normal, relative_error, to_nhwc, torch_shapes
+from conftest import (
+    golden_weights,
+    host_options,
+    jax_shapes,
+    largest_error,
+    normal,
+    relative_error,
+    to_nhwc,
+    torch_shapes,
+)
 from flax import nnx
 
 import convert
@@ -54,7 +63,9 @@ def batch(step):
 def eval_error(jax_model, torch_model):
     """The relative error of the logits in eval mode."""
     images, _ = batch(STEPS)
-    images = torch.from_numpy(images).to(torch_model.state_dict()["fc.bias" if hasattr(torch_model, "fc") else "classifier.1.bias"].dtype)
+    images = torch.from_numpy(images).to(
+        torch_model.state_dict()["fc.bias" if hasattr(torch_model, "fc") else "classifier.1.bias"].dtype
+    )
     jax_model.eval()
     torch_model.eval()
     with torch.no_grad():
@@ -90,31 +101,40 @@ def sgd_step(parameter, gradient, state):
     update, state = SGD.update(gradient, state, parameter)
     return optax.apply_updates(parameter, update), state
 
+
 import time
+
+
 def lap(s):
-    global t,w
-    print(f'  {s}: cpu {time.process_time()-t:.2f} wall {time.time()-w:.2f}',flush=True); t=time.process_time(); w=time.time()
+    global t, w
+    print(f"  {s}: cpu {time.process_time() - t:.2f} wall {time.time() - w:.2f}", flush=True)
+    t = time.process_time()
+    w = time.time()
+
 
 @pytest.fixture(scope="module", params=lma_jax.list_models())
 def errors(request):
     """The relative errors of one network in float64, by quantity: in eval mode, then over five steps of training."""
-    global t,w
-    t=time.process_time(); w=time.time(); T=t;W=w
+    global t, w
+    t = time.process_time()
+    w = time.time()
+    T = t
+    W = w
     errors = {}
     with jax.enable_x64(True):
         jax_model, torch_model = twins(request.param, "float64")
-        lap('twins')
+        lap("twins")
         errors["eval logits"] = eval_error(jax_model, torch_model)
-        lap('eval')
+        lap("eval")
         optimizer = torch.optim.SGD(torch_model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
         parameters, treedef = jax.tree.flatten(nnx.state(jax_model, nnx.Param))
         states = [SGD.init(parameter) for parameter in parameters]
         for step in range(STEPS):
             logits, loss, gradients = torch_gradients(torch_model, *batch(step))
-            lap('torch')
+            lap("torch")
             jax_logits, jax_loss, jax_grads = jax_gradients(jax_model, *batch(step))
             jax.block_until_ready(jax_grads)
-            lap('jax')
+            lap("jax")
             if step == 0:
                 errors["train logits"] = relative_error(jax_logits, logits)
                 errors["loss"] = relative_error(jax_loss, loss)
@@ -122,20 +142,22 @@ def errors(request):
                 nnx.update(jax_gradients_, jax_grads)
                 actual = convert.to_torch(jax_gradients_)
                 errors["gradients"] = max(relative_error(actual[k], gradients[k]) for k in gradients)
-                sd=torch_model.state_dict()
-                errors["running statistics"] = max(relative_error(actual[k], sd[k]) for k in sd if 'running' in k)
-                lap('compare')
+                sd = torch_model.state_dict()
+                errors["running statistics"] = max(relative_error(actual[k], sd[k]) for k in sd if "running" in k)
+                lap("compare")
             optimizer.step()
-            lap('torch upd')
+            lap("torch upd")
             parameters, states = zip(*map(sgd_step, parameters, jax.tree.leaves(jax_grads), states))
             nnx.update(jax_model, treedef.unflatten(parameters))
             jax.block_until_ready(parameters)
-            lap('jax upd')
+            lap("jax upd")
         actual = convert.to_torch(jax_model)
-        sd=torch_model.state_dict()
-        errors["weights after five steps"] = max(relative_error(actual[k], sd[k]) for k in sd if not k.endswith("tracked"))
-        lap('compare')
-    print(errors,loss.item(), time.process_time()-T, time.time()-W)
+        sd = torch_model.state_dict()
+        errors["weights after five steps"] = max(
+            relative_error(actual[k], sd[k]) for k in sd if not k.endswith("tracked")
+        )
+        lap("compare")
+    print(errors, loss.item(), time.process_time() - T, time.time() - W)
     return errors
 
 
