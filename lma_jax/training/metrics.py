@@ -31,14 +31,15 @@ class Meter:
     def means(self) -> dict[str, float]:
         """Mean "loss", and "top1" and "top5" in per cent, over all that was added."""
         self._fetch(0)
+        return self.means_so_far()
+
+    def means_so_far(self) -> dict[str, float]:
+        """The means without what is still to be fetched, so that the host need not wait."""
+        if not self._sums:
+            self._fetch(0)
         count = self._sums["count"]
         percent = {"loss": 1.0, "top1": 100.0, "top5": 100.0}
         return {name: factor * self._sums[name] / count for name, factor in percent.items()}
-
-    @property
-    def count(self) -> int:
-        """The number of examples fetched so far."""
-        return int(self._sums["count"])
 
     def _fetch(self, remaining: int) -> None:
         while len(self._pending) > remaining:

@@ -60,7 +60,7 @@ class Progress:
             self._bar.write(text)
 
     def _report(self, step: int, epoch: float, images: int, meter: Meter) -> None:
-        means = meter.means()
+        means = meter.means_so_far()
         text = f"loss {means['loss']:.4f}  top-1 {means['top1']:.2f} %  {self.images_per_second:,.0f} images/s"
         if self._bar is not None:
             self._bar.set_postfix_str(text)

@@ -79,7 +79,7 @@ class Trainer:
                     meter.add(metrics)
                     progress.update(step, self.clock.epoch(step), config.batch_size, meter)
                     if step in self.eval_steps:
-                        row = {**self._train_row(step, meter, progress), **self._evaluate(eval_step, state)}
+                        row = {**self._train_row(step, meter.means(), progress), **self._evaluate(eval_step, state)}
                         writer.write(row)
                         checkpoints.save(state, self._metadata(row), top1=row["val_top1"])
                         draw_curves(workdir, title=f"{config.model} on {config.dataset}")
@@ -87,7 +87,7 @@ class Trainer:
                         progress.pause()
                         meter = Meter()
                     elif step % config.log_every == 0:
-                        writer.write(self._train_row(step, meter, progress))
+                        writer.write(self._train_row(step, meter.means_so_far(), progress))
         print(f"trained {config.model} for {total:,} steps; checkpoints, metrics.jsonl and curves.png are in {workdir}")
 
     def _announce(self, state: TrainState) -> None:
@@ -129,11 +129,11 @@ class Trainer:
         )
         return _prefixed("val", scores)
 
-    def _train_row(self, step: int, meter: Meter, progress: Progress) -> dict[str, Any]:
+    def _train_row(self, step: int, means: dict[str, float], progress: Progress) -> dict[str, Any]:
         return {
             "step": step,
             "epoch": self.clock.epoch(step),
-            **_prefixed("train", meter.means()),
+            **_prefixed("train", means),
             "learning_rate": float(self.schedule(step - 1)),
             "images_per_second": progress.images_per_second,
         }
