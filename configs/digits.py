@@ -19,14 +19,14 @@ def get_config() -> ConfigDict:
     config.data_threads = 2
     config.image_size = 16
     config.resize_size = 16
-    config.crop_scale = (0.8, 1.0)
+    config.crop_scale = (0.7, 1.0)
     config.flip = False
     config.mean = (0.5, 0.5, 0.5)
     config.std = (0.5, 0.5, 0.5)
     config.batch_size = 64
     config.eval_batch_size = 120
-    config.epochs = 6.0
+    config.epochs = 10.0
     config.learning_rate = 0.05
-    config.decay_epochs = (4.0, 5.0)
+    config.decay_epochs = (7.0, 9.0)
     config.log_every = 10
     return config

@@ -95,7 +95,7 @@ def to_jax(state_dict: Mapping[str, torch.Tensor], jax_model: nnx.Module) -> nnx
 def _variables(model: nnx.Module) -> Iterator[tuple[str, Entry, nnx.Variable]]:
     """Every variable of the model that the table names, with the dotted path of its layer."""
     for path, module in nnx.iter_modules(model):
-        for entry in LAYERS.get(type(module), ()):
+        for entry in next((LAYERS[kind] for kind in type(module).__mro__ if kind in LAYERS), ()):
             variable = getattr(module, entry.jax_name)
             if variable is not None:
                 yield ".".join(map(str, path)), entry, variable
