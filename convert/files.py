@@ -1,5 +1,6 @@
 """Weight files: a state_dict and its metadata in .safetensors or .pth."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -39,7 +40,8 @@ def write_weights(path: Path, state_dict: StateDict, metadata: Mapping[str, Any]
             torch.save(ordered, temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UserError(f"cannot write {path}: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """What the command lines share: absl flags, and one line on stderr with exit code 2 for a user's mistake."""
 
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,51 +40,50 @@ def load_config(flag: flags.FlagHolder[Any]) -> tuple[ConfigDict, str]:
     """
     if flag.value is None:
         raise UserError("no recipe given: add --config=configs/<name>.py")
+    path = _config_path(sys.argv)
     if not isinstance(flag.value, ConfigDict):
-        raise _config_file_error()
-    return flag.value, _config_path().stem
+        raise UserError(f"{path} is no config: get_config() must return a ConfigDict")
+    return flag.value, path.stem
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     logging.set_verbosity(logging.WARNING)
+    if any(re.fullmatch(r"--?help(short|full|xml)?", argument) for argument in argv):
+        return app.parse_flags_with_usage(argv)
     try:
-        return app.parse_flags_with_usage(argv) if _asks_for_help(argv) else flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            _require_config_file(_config_path(argv))
+        return flags.FLAGS(argv)
     except (UserError, flags.Error) as error:
         _fail(error)
-    except (AttributeError, KeyError, OSError):
-        # ml_collections leaves the mistakes in overrides and in the file's path to Python.
-        mistake = _config_mistake(argv)
-        if mistake is None:
-            raise
-        _fail(mistake)
+    except (AttributeError, KeyError):
+        # This is how ml_collections answers an override of a key that the config lacks.
+        _fail_on_unknown_key(argv)
+        raise
 
 
-def _asks_for_help(argv: list[str]) -> bool:
-    return any(re.fullmatch(r"--?help(short|full|xml)?", argument) for argument in argv)
+def _config_path(argv: list[str]) -> Path:
+    """The file given as --config=<file> or --config <file>, without its argument after a colon."""
+    given = [re.match(r"--?config(?:=|$)(.*)", argument) for argument in argv]
+    values = [match[1] or "".join(argv[index + 1 : index + 2]) for index, match in enumerate(given) if match]
+    return Path(values[-1].partition(":")[0] if values else "")
 
 
-def _config_path() -> Path:
-    return Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
+def _require_config_file(path: Path) -> None:
+    if path.is_file() and path.suffix != ".py":
+        raise UserError(f"{path} is no config: it must be a Python file with a function get_config()")
+    if path.name and not path.is_file():
+        recipes = [str(recipe) for recipe in path.parent.glob("*.py")]
+        hint = f", did you mean {nearest(str(path), recipes)}?" if recipes else ""
+        raise UserError(f"config file {path} does not exist{hint}")
 
 
-def _config_file_error() -> UserError:
-    path = _config_path()
-    if path.is_file():
-        return UserError(f"{path} is no config: it must be a Python file with a function get_config()")
-    recipes = sorted(str(recipe) for recipe in path.parent.glob("*.py"))
-    hint = f", did you mean {nearest(str(path), recipes)}?" if recipes else ""
-    return UserError(f"config file {path} does not exist{hint}")
-
-
-def _config_mistake(argv: list[str]) -> UserError | None:
-    config = flags.FLAGS["config"].value
-    if not isinstance(config, ConfigDict):
-        return _config_file_error()
+def _fail_on_unknown_key(argv: list[str]) -> None:
+    config = runpy.run_path(str(_config_path(argv)))["get_config"]()
     for argument in argv:
-        match = re.match(r"--config\.([^=]+)", argument)
+        match = re.match(r"--?config\.([^=]+)", argument)
         if match and match[1] not in config:
-            return UserError(f"the config has no key {match[1]!r}, did you mean {nearest(match[1], config)!r}?")
-    return None
+            _fail(UserError(f"the config has no key {match[1]!r}, did you mean {nearest(match[1], config)!r}?"))
 
 
 def _fail(error: Exception) -> NoReturn:

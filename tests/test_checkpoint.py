@@ -1,0 +1,144 @@
+"""Checkpoints: exact, verified, and passed over where they are damaged."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lma_jax.errors import UserError
+from lma_jax.training.checkpoint import Checkpoints, load_checkpoint
+from lma_jax.training.state import TrainState
+
+
+def state(step: int, *, width: int = 5) -> TrainState:
+    weights = jnp.arange(width, dtype=jnp.float32) * 0.1 + step
+    return TrainState(jnp.int32(step), {"conv1": {"kernel": weights}}, {0: {"mean": weights * 2}}, (weights * 3,))
+
+
+def save(workdir: Path, *steps: int, keep: int = 9) -> None:
+    """Checkpoints whose validation top-1 falls with the step."""
+    with Checkpoints(workdir, keep=keep) as checkpoints:
+        for step in steps:
+            metadata = {"model": "tiny", "num_classes": 3, "metrics": {"val_top1": 100.0 - step}}
+            checkpoints.save(state(step), metadata, top1=100.0 - step)
+
+
+def restore(workdir: Path, template: TrainState | None = None) -> TrainState | None:
+    with Checkpoints(workdir, keep=9) as checkpoints:
+        return checkpoints.restore(template or state(0))
+
+
+def data_file(workdir: Path, step: int) -> Path:
+    """The largest file with values of a checkpoint's arrays."""
+    files = (workdir / "checkpoints" / str(step) / "state").rglob("d/*")
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    save(tmp_path, 7)
+    expected, restored = state(7), restore(tmp_path)
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    assert all(a.dtype == b.dtype for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected)))
+
+
+def test_a_workdir_without_checkpoints_starts_afresh(tmp_path):
+    assert restore(tmp_path) is None
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, 5, keep=2)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [1, 4, 5]
+    assert load_checkpoint(tmp_path).step == 5
+    assert load_checkpoint(tmp_path, "best").step == 1
+    assert load_checkpoint(tmp_path, "4").step == 4
+
+
+def test_any_flipped_byte_of_the_arrays_is_noticed(tmp_path, capsys):
+    save(tmp_path, 1, 2)
+    pristine = tmp_path / "pristine"
+    shutil.copytree(tmp_path / "checkpoints", pristine)
+    path = data_file(tmp_path, 2)
+    size = path.stat().st_size
+    harmless = 0
+    for position in range(0, size, max(1, size // 25)):
+        flip(path, position)
+        checkpoint = load_checkpoint(tmp_path)
+        if checkpoint.step == 2:  # a byte that no array depends on
+            np.testing.assert_array_equal(checkpoint.arrays["params/conv1/kernel"], state(2).params["conv1"]["kernel"])
+            harmless += 1
+        else:
+            assert "2 (" in capsys.readouterr().err
+        flip(path, position)
+    assert harmless < 20
+    assert load_checkpoint(tmp_path).step == 2
+
+
+@pytest.mark.parametrize(("old", "new"), [(b'"num_classes"', b'"num_klasses"'), (b'"tiny"', b'"tine"'), (b"{", b"")])
+def test_a_changed_record_is_noticed(tmp_path, capsys, old, new):
+    save(tmp_path, 1, 2)
+    (path,) = (path for path in (tmp_path / "checkpoints/2/record").rglob("*") if old in path.read_bytes())
+    path.write_bytes(path.read_bytes().replace(old, new))
+    assert load_checkpoint(tmp_path).step == 1
+    assert "damaged checkpoints are passed over: 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "empty folder", "half-written"])
+def test_training_goes_on_from_the_one_before_a_damaged_checkpoint(tmp_path, capsys, damage):
+    save(tmp_path, 1, 2)
+    folder = tmp_path / "checkpoints" / "2"
+    if damage == "truncated":
+        data_file(tmp_path, 2).write_bytes(data_file(tmp_path, 2).read_bytes()[:-3])
+    elif damage == "missing":
+        shutil.rmtree(folder / "state")
+    elif damage == "empty folder":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    else:
+        folder.rename(folder.with_name("2.orbax-checkpoint-tmp"))
+    restored = restore(tmp_path)
+    assert int(restored.step) == 1
+    if damage != "half-written":
+        assert "using 1" in capsys.readouterr().err
+        assert (tmp_path / "damaged" / "2").is_dir()
+    save(tmp_path, 2)
+    assert load_checkpoint(tmp_path).step == 2
+
+
+def test_nothing_is_trained_anew_over_damaged_checkpoints(tmp_path):
+    save(tmp_path, 1)
+    flip(tmp_path / "checkpoints/1/record/metadata", 20)
+    with pytest.raises(UserError, match=r"every checkpoint .* is damaged: 1 \("):
+        restore(tmp_path)
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(tmp_path, "1")
+    assert (tmp_path / "checkpoints/1").is_dir()
+
+
+def test_a_checkpoint_of_another_network_is_refused_naming_the_differences(tmp_path):
+    save(tmp_path, 1)
+    with pytest.raises(UserError, match=r"another network, a tiny with 3 classes \(3 differences: .*conv1/kernel"):
+        restore(tmp_path, state(0, width=6))
+
+
+@pytest.mark.parametrize("step", ["3", "first"])
+def test_a_missing_checkpoint_names_those_there_are(tmp_path, step):
+    save(tmp_path, 1, 2)
+    with pytest.raises(UserError, match=rf"no checkpoint '{step}'; it holds 2, 1, newest and best"):
+        load_checkpoint(tmp_path, step)
+
+
+def test_a_folder_without_checkpoints_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_checkpoint(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

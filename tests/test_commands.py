@@ -1,0 +1,221 @@
+"""The command lines: what they write, and one line for every mistake."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import ROOT, TINY, fail, run, start
+from PIL import Image
+from safetensors import safe_open
+
+import lma_torch
+
+RECIPES = ["resnet18_lma", "resnet34_lma", "resnet50_lma", "resnet101_lma", "resnet152_lma", "mobilenetv2_lma"]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    """A finished run; tests that damage it work on a copy."""
+    workdir = tmp_path_factory.mktemp("run")
+    run("lma_jax.train", *TINY, f"--workdir={workdir}")
+    return workdir
+
+
+@pytest.fixture
+def copy(workdir, tmp_path) -> Path:
+    return Path(shutil.copytree(workdir, tmp_path / "copy"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_training_writes_metrics_events_and_pictures(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 19))
+    assert [row["step"] for row in rows if "val_top1" in row] == [6, 12, 18]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.05] * 9 + [0.005] * 9)
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    assert any((workdir / "tensorboard").iterdir())
+    with Image.open(workdir / "curves.png") as picture:
+        assert picture.width > picture.height > 300
+    with Image.open(workdir / "examples.png") as picture:
+        assert picture.size == (512, 64)
+
+
+def test_evaluation_agrees_with_the_last_one_of_training(workdir):
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    output = run("lma_jax.evaluate", f"--checkpoint={workdir}")
+    assert f"step 18, on 360 images of digits: top-1 {last['val_top1']:.2f} %" in output
+    # Another batch size pads otherwise and counts the same.
+    assert output == run("lma_jax.evaluate", f"--checkpoint={workdir}", "--batch_size=77")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_an_export_loads_in_pytorch_with_its_metadata_and_is_proved_equal(workdir, tmp_path, suffix):
+    path = tmp_path / f"export.{suffix}"
+    run("convert.to_torch", f"--checkpoint={workdir}", f"--output={path}")
+    if suffix == "pth":
+        state_dict = torch.load(path, weights_only=True)
+        metadata = state_dict.metadata
+    else:
+        with safe_open(path, "pt") as file:
+            state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+    model = lma_torch.create_model(metadata["model"], num_classes=metadata["num_classes"])
+    model.load_state_dict(state_dict, strict=True)
+    assert metadata["step"] == 18
+    assert metadata["preprocessing"] == dict(image_size=8, resize_size=8, mean=[0.5] * 3, std=[0.5] * 3)
+    output = run("convert.verify", f"--checkpoint={workdir}", f"--weights={path}")
+    assert output.count("equal") == 2
+
+
+def test_verification_fails_where_one_weight_differs(workdir, tmp_path):
+    path = tmp_path / "export.pth"
+    run("convert.to_torch", f"--checkpoint={workdir}", f"--output={path}")
+    state_dict = torch.load(path, weights_only=True)
+    state_dict["layer4.1.attention.conv_h.weight"][0, 0, 0, 0] += 0.1
+    torch.save(state_dict, path)
+    process = start("convert.verify", f"--checkpoint={workdir}", f"--weights={path}")
+    output, errors = process.communicate()
+    assert process.returncode == 1
+    assert output.count("DIFFERENT") == 2
+    assert errors == "error: the two frameworks do not compute the same\n"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_imagenet_recipe_says_how_to_prepare_the_missing_data(recipe, tmp_path):
+    line = fail(
+        "lma_jax.train",
+        f"--config=configs/{recipe}.py",
+        f"--config.data_dir={tmp_path}/data",
+        f"--workdir={tmp_path}/run",
+    )
+    assert "imagenet2012" in line
+    assert "tfds build imagenet2012 --file_format=array_record" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "no recipe given: add --config=configs/<name>.py"),
+        (["--config=configs/digit.py"], "configs/digit.py does not exist, did you mean configs/digits.py?"),
+        (["--config=configs/digit.py", "--config.epochs=1"], "did you mean configs/digits.py?"),
+        (["--config=README.md"], "README.md is no config"),
+        ([TINY[0], "--config.batch_sise=3"], "no key 'batch_sise', did you mean 'batch_size'?"),
+        ([TINY[0], "--config.optimizer.rate=3"], "no key 'optimizer.rate'"),
+        ([TINY[0], "--config.batch_size=many"], "--config.batch_size=many"),
+        ([TINY[0], "--config.batch_size=2.5"], "--config.batch_size=2.5"),
+        ([TINY[0], "--config.batch_size=0"], "config.batch_size=0 is not allowed"),
+        ([TINY[0], "--config.learning_rate=nan"], "config.learning_rate=nan is not allowed"),
+        ([TINY[0], "--config.mean=a,b,c"], "config.mean="),
+        ([TINY[0], "--config.model=resnet18_lna"], "did you mean 'resnet18_lma'?"),
+        ([TINY[0], "--config.dtype=bfloat"], "did you mean 'bfloat16'?"),
+        ([TINY[0], "--config.dataset=digit"], "TFDS knows no data set 'digit'"),
+        ([TINY[0], "--config.val_split=validation"], "has no split 'validation'"),
+        ([TINY[0], "--config.epochs=1e-4"], "less than one step"),
+        ([TINY[0], "--wordkir=x"], "wordkir"),
+        ([TINY[0], "epochs=3"], "unexpected argument 'epochs=3'"),
+    ],
+)
+def test_a_mistake_in_the_config_is_one_line(arguments, expected, tmp_path):
+    workdir = [] if "--wordkir=x" in arguments else [f"--workdir={tmp_path}/run"]
+    assert expected in fail("lma_jax.train", *arguments, *workdir)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
+    line = fail("lma_jax.train", *TINY, "--config.batch_size=6", f"--workdir={tmp_path}", devices=4)
+    assert "config.batch_size=6 is not allowed: it must be a multiple of 4, the number of devices" in line
+
+
+def test_the_trainer_runs_on_four_devices(tmp_path):
+    output = run("lma_jax.train", *TINY, f"--workdir={tmp_path}", "--config.batch_norm=sync", devices=4)
+    assert "on 4 x cpu" in output
+    assert "trained resnet18_lma for 18 steps" in output
+
+
+def test_an_unwritable_workdir_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "cannot write to the workdir" in fail("lma_jax.train", *TINY, f"--workdir={tmp_path}/file/run")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_training_refuses_the_checkpoints_of_another_network(copy):
+    before = contents(copy)
+    line = fail("lma_jax.train", *TINY, "--config.model=resnet18", f"--workdir={copy}")
+    assert "is of another network, a resnet18_lma with 10 classes" in line
+    assert contents(copy) == before
+
+
+COMMANDS = [
+    ("lma_jax.evaluate", []),
+    ("convert.to_torch", ["--output={folder}/out.pth"]),
+    ("convert.verify", ["--weights={folder}/weights.pth"]),
+]
+
+
+@pytest.mark.parametrize(("module", "options"), COMMANDS)
+def test_a_folder_without_checkpoints_is_refused(module, options, tmp_path):
+    torch.save({}, tmp_path / "weights.pth")
+    options = [option.format(folder=tmp_path) for option in options]
+    for folder in (tmp_path / "missing", tmp_path):
+        assert "holds no checkpoint" in fail(module, f"--checkpoint={folder}", *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(copy):
+    for file in (copy / "checkpoints/18/state").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:-100] + bytes(100))
+    process = start("lma_jax.evaluate", f"--checkpoint={copy}")
+    output, errors = process.communicate()
+    assert process.returncode == 0
+    assert "step 12" in output
+    assert errors.count("\n") == 1
+    assert "warning: damaged checkpoints are passed over: 18" in errors
+    line = fail("convert.to_torch", f"--checkpoint={copy}", "--step=18", f"--output={copy}/out.pth")
+    assert "checkpoint 18" in line
+    assert not (copy / "out.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("missing.pth", None, "does not exist"),
+        ("weights.txt", b"", "must end in .safetensors or .pth"),
+        ("damaged.pth", b"PK\x03\x04 not really a zip", "cannot read"),
+        ("damaged.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cannot read"),
+    ],
+)
+def test_a_bad_weights_file_is_one_line(workdir, tmp_path, name, content, expected):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert expected in fail("convert.verify", f"--checkpoint={workdir}", f"--weights={tmp_path / name}")
+
+
+def test_weights_of_another_network_are_refused(workdir, tmp_path):
+    torch.save(lma_torch.create_model("resnet18", num_classes=10).state_dict(), tmp_path / "plain.pth")
+    line = fail("convert.verify", f"--checkpoint={workdir}", f"--weights={tmp_path}/plain.pth")
+    assert "plain.pth does not fit the checkpoint, a resnet18_lma" in line
+    assert "layer4.1.attention.conv_w.weight" in line
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing_behind(workdir, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "cannot write" in fail("convert.to_torch", f"--checkpoint={workdir}", f"--output={tmp_path}/file/out.pth")
+    assert "must end in" in fail("convert.to_torch", f"--checkpoint={workdir}", f"--output={tmp_path}/out.bin")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("options", [[], ["--model=resnet18", "--checkpoint=x"], ["--checkpoint=x"]])
+def test_verification_asks_for_one_of_its_two_forms(options):
+    assert "give either --model, or --checkpoint and --weights" in fail("convert.verify", *options)
+
+
+def test_every_recipe_names_its_command():
+    for recipe in (ROOT / "configs").glob("*_lma.py"):
+        assert f"python -m lma_jax.train --config configs/{recipe.name}" in recipe.read_text()

@@ -1,0 +1,93 @@
+"""A run is a function of its config: killed at any moment and started again, it ends with the same bits."""
+
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import TINY, run, start
+
+from lma_jax.training.checkpoint import load_checkpoint
+from lma_jax.training.metrics import read_metrics
+
+STEPS = 18
+
+
+def final_state(workdir: Path) -> dict[str, np.ndarray]:
+    checkpoint = load_checkpoint(workdir)
+    assert checkpoint.step == STEPS
+    return checkpoint.arrays
+
+
+def assert_same_bits(workdir: Path, reference: Path) -> None:
+    arrays, expected = final_state(workdir), final_state(reference)
+    assert arrays.keys() == expected.keys()
+    different = [path for path, array in arrays.items() if array.tobytes() != expected[path].tobytes()]
+    assert different == []
+
+
+def deterministic(rows: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    output = run("lma_jax.train", *TINY, f"--workdir={workdir}")
+    assert all(f"step {step}/{STEPS}  " in output for step in range(1, STEPS + 1))
+    return workdir
+
+
+def test_two_runs_are_bit_identical(undisturbed, tmp_path):
+    run("lma_jax.train", *TINY, f"--workdir={tmp_path}")
+    assert_same_bits(tmp_path, undisturbed)
+
+
+def test_another_seed_gives_other_weights(undisturbed, tmp_path):
+    run("lma_jax.train", *TINY, f"--workdir={tmp_path}", "--config.seed=1")
+    kernel = "params/layer1/0/conv1/kernel"
+    assert not np.array_equal(final_state(tmp_path)[kernel], final_state(undisturbed)[kernel])
+
+
+def after_step(number: int):
+    """A kill as soon as the line of that step is printed."""
+
+    def reached(process, workdir: Path) -> bool:
+        return f"step {number}/" in process.stdout.readline()
+
+    return reached
+
+
+def during_a_checkpoint_write(process, workdir: Path) -> bool:
+    time.sleep(0.002)
+    return any((workdir / "checkpoints").glob("12*tmp*"))
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        after_step(3),
+        after_step(int(np.random.default_rng().integers(4, 17))),
+        after_step(12),  # evaluation follows
+        during_a_checkpoint_write,
+    ],
+    ids=["before the first checkpoint", "at a random step", "before evaluation", "during a checkpoint write"],
+)
+def test_a_killed_run_ends_as_if_undisturbed(undisturbed, tmp_path, moment):
+    process = start("lma_jax.train", *TINY, f"--workdir={tmp_path}")
+    while not moment(process, tmp_path):
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    run("lma_jax.train", *TINY, f"--workdir={tmp_path}")
+    assert_same_bits(tmp_path, undisturbed)
+    assert deterministic(read_metrics(tmp_path)) == deterministic(read_metrics(undisturbed))
+
+
+def test_a_finished_run_has_nothing_left_to_do(undisturbed):
+    before = (undisturbed / "metrics.jsonl").read_text()
+    output = run("lma_jax.train", *TINY, f"--workdir={undisturbed}")
+    assert f"resuming after step {STEPS}" in output
+    assert (undisturbed / "metrics.jsonl").read_text() == before
