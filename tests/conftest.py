@@ -14,6 +14,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Four devices for the tests of sharding; and the tests compile much and compute little.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 --xla_llvm_disable_expensive_passes=true"
+if "TFDS_DATA_DIR" not in os.environ:
+    os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="tfds-")
+    atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +28,7 @@ import torch
 from flax import nnx
 
 import lma_jax
+import lma_jax.layers
 import lma_torch
 
 torch.set_num_threads(1)  # its threads would spin against those of XLA
@@ -35,18 +41,21 @@ def x64():
         yield
 
 
-def relative_error(actual, expected) -> float:
-    """The largest difference, relative to the largest expected value."""
+@pytest.fixture(scope="module")
+def compile_each_layer_once():
+    """Compiles a layer once for a shape, for all networks together; whole networks would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for layer in (nnx.Conv, lma_jax.layers.BatchNorm, lma_jax.layers.ReLU6, lma_jax.LMA):
+            patch.setattr(layer, "__call__", nnx.jit(layer.__call__))
+        yield
+
+
+def relative_error(actual, expected, *, scale: float = 0.0) -> float:
+    """The largest difference, relative to the largest expected value (or to `scale` where that is larger)."""
     actual, expected = (np.asarray(a.detach() if isinstance(a, torch.Tensor) else a) for a in (actual, expected))
     assert actual.shape == expected.shape
-    difference, scale = np.abs(actual - expected).max(initial=0), np.abs(expected).max(initial=0)
-    return float(difference / scale if scale else difference)
-
-
-def largest_error(actual: dict, expected: dict) -> float:
-    """The largest relative error of a whole dictionary of arrays."""
-    assert set(actual) == set(expected)
-    return max(relative_error(actual[key], expected[key]) for key in expected)
+    scale = max(scale, np.abs(expected).max(initial=0))
+    return float(np.abs(actual - expected).max(initial=0) / (scale or 1))
 
 
 def golden_weights(module: torch.nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:

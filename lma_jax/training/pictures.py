@@ -41,7 +41,7 @@ def draw_curves(workdir: Path, *, title: str) -> Path | None:
 
 def draw_examples(workdir: Path, batch: Any) -> Path:
     """Writes up to 64 images of a batch (N, H, W, 3) uint8, as augmented for training, to <workdir>/examples.png."""
-    images = np.asarray(batch)[:64]
+    images = np.pad(np.asarray(batch)[:64], ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=128)
     columns = min(8, len(images))
     rows = len(images) // columns
     height, width, channels = images.shape[1:]
