@@ -10,6 +10,7 @@ from absl import flags
 from lma_jax import cli
 
 CONFIG = cli.define_config_flag()
+flags.declare_key_flag("config")  # or else --help leaves it out
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<name of the config file>.")
 
 

@@ -219,3 +219,18 @@ def test_verification_asks_for_one_of_its_two_forms(options):
 def test_every_recipe_names_its_command():
     for recipe in (ROOT / "configs").glob("*_lma.py"):
         assert f"python -m lma_jax.train --config configs/{recipe.name}" in recipe.read_text()
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        ("lma_jax.train", ["--config", "--workdir"]),
+        ("lma_jax.evaluate", ["--checkpoint", "--data"]),
+        ("convert.to_torch", ["--checkpoint", "--output"]),
+        ("convert.verify", ["--model", "--weights"]),
+    ],
+)
+def test_help_shows_the_command_and_its_options(module, options):
+    output, _ = start(module, "--help").communicate()
+    assert f"python -m {module} " in output
+    assert all(f"  {option}:" in output for option in options)
