@@ -88,7 +88,7 @@ def to_jax(state_dict: Mapping[str, torch.Tensor], jax_model: nnx.Module) -> nnx
     if problems:
         raise ValueError(f"the weights do not fit the model, {len(problems)} problems: " + "; ".join(problems))
     for variable, value in values:
-        variable.set_value(jnp.asarray(value, variable.dtype))
+        variable.set_value(jnp.array(value, variable.dtype))  # a copy: the tensors may change
     return jax_model
 
 

@@ -143,6 +143,8 @@ class BatchNorm(nnx.Module):
         mean = average(x)
         var = average(jnp.square(x - mean))
         keep = self.momentum
-        self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
-        self.var[...] = keep * self.var[...] + (1 - keep) * count / (count - 1) * jax.lax.stop_gradient(var)
+        unbiased = var * (count / (count - 1))
+        # set_value, since tracing `mean[...] = ` takes a time quadratic in the depth of the network.
+        self.mean.set_value(keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean))
+        self.var.set_value(keep * self.var[...] + (1 - keep) * jax.lax.stop_gradient(unbiased))
         return mean, var

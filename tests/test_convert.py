@@ -57,6 +57,17 @@ def test_tensors_own_their_memory():
         np.testing.assert_array_equal(old, new)
 
 
+def test_the_model_owns_its_memory():
+    model = Tiny()
+    state_dict = convert.to_torch(model)
+    before = leaves(convert.to_jax(state_dict, model))
+    before = [value.copy() for value in before]
+    for tensor in state_dict.values():
+        tensor.add_(1)
+    for old, new in zip(before, leaves(model)):
+        np.testing.assert_array_equal(old, new)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_dtypes_are_kept(dtype):
     with jax.enable_x64(True):
