@@ -1,4 +1,4 @@
-"""LMA-ResNet-18 on the embedded handwritten digits: the whole trainer in about a minute on 2 CPU cores.
+"""LMA-ResNet-18 on the embedded handwritten digits: the whole trainer in a minute or two on 2 CPU cores.
 
     python -m lma_jax.train --config configs/digits.py
 

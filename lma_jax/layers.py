@@ -22,10 +22,10 @@ class Sequential(nnx.List):
 
 
 class ReLU6(nnx.Module):
-    """min(max(x, 0), 6), with PyTorch's zero gradient at both corners (jax.nn.relu6 gives 1/2)."""
+    """min(max(x, 0), 6), with zero gradient at both corners as in PyTorch."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.where(x >= 6, jnp.asarray(6, x.dtype), jax.nn.relu(x))
+        return jax.nn.relu6(x)
 
 
 class Conv(nnx.Conv):
