@@ -6,6 +6,7 @@ and a checksum of every array, which Orbax itself lacks.
 """
 
 import json
+import shutil
 import sys
 import zlib
 from dataclasses import dataclass
@@ -52,7 +53,10 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int):
         self._folder = workdir.absolute() / "checkpoints"
         policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=lambda metrics: metrics["top1"], n=1)])
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        # Orbax's own clean-up goes on in the background after close().
+        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
