@@ -10,11 +10,17 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from lma_jax.errors import UserError, nearest
+from lma_jax.errors import InterruptedRun, UserError, nearest
+
+# "Try again" in sysexits.h: the run is saved, and the same command goes on with it.
+INTERRUPTED = 75
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags and calls `main`; a UserError or a bad flag ends the program with one line and exit code 2."""
+    """Parses the flags and calls `main`.
+
+    A UserError or a bad flag ends the program with one line on stderr and exit code 2, an InterruptedRun with 75.
+    """
 
     def guarded(argv: list[str]) -> None:
         try:
@@ -23,6 +29,10 @@ def run(main: Callable[[], None]) -> None:
             main()
         except UserError as error:
             _fail(error)
+        except InterruptedRun as interruption:
+            sys.stdout.flush()
+            print(interruption, file=sys.stderr)
+            sys.exit(INTERRUPTED)
 
     app.run(guarded, flags_parser=_parse_flags)
 

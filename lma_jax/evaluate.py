@@ -36,7 +36,10 @@ def main() -> None:
     dataset, data_dir = DATASET.value or config["dataset"], DATA.value or config["data_dir"]
     source = open_source(dataset, SPLIT.value or config["val_split"], data_dir=data_dir)
     if source.num_classes != metadata["num_classes"]:
-        raise UserError(f"{dataset} has {source.num_classes} classes, the checkpoint {metadata['num_classes']}")
+        raise UserError(
+            f"{dataset} has {source.num_classes} classes, the checkpoint {metadata['num_classes']}; to fit its head to "
+            f"them, train with --config.dataset={dataset} --config.init_from={CHECKPOINT.value}"
+        )
     batch_size = BATCH_SIZE.value or config["eval_batch_size"]
     if batch_size % jax.device_count():
         raise UserError(f"--batch_size={batch_size} is no multiple of {jax.device_count()}, the number of devices")
@@ -54,10 +57,13 @@ def main() -> None:
         preprocessing=preprocessing,
         batch_size=batch_size,
         threads=config["data_threads"],
+        workers=config["data_workers"],
+        on_bad_image=config["on_bad_image"],
     )
     print(
         f"{metadata['model']}, step {checkpoint.step:,}, on {len(source):,} images of {dataset}: "
         f"top-1 {scores['top1']:.2f} %  top-5 {scores['top5']:.2f} %  loss {scores['loss']:.4f}"
+        + (f"  {scores['skipped_images']:,.0f} images skipped" if scores["skipped_images"] else "")
     )
 
 

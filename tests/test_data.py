@@ -1,45 +1,60 @@
 """Sources, transforms and batches."""
 
 import io
+import json
 import math
+import shutil
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from lma_jax.data.augment import FILL, OPERATIONS, TWO_WAY
 from lma_jax.data.loader import eval_batches, train_batches
 from lma_jax.data.sources import Source, open_source
-from lma_jax.data.transforms import Preprocessing, eval_image, random_crop_box, train_image
+from lma_jax.data.transforms import (
+    Augmentation,
+    BadImageError,
+    Preprocessing,
+    decode,
+    eval_image,
+    random_crop_box,
+    train_image,
+)
 from lma_jax.errors import UserError
 
 SMALL = Preprocessing(image_size=8, resize_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def encode(image: Image.Image, file_format: str = "png") -> bytes:
+def augmentation(*, image_size=16, crop_scale=(1.0, 1.0), flip=False, rand_augment=0.0) -> Augmentation:
+    return Augmentation(image_size, crop_scale, flip, rand_augment)
+
+
+def encode(image: Image.Image, file_format: str = "png", **options) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, file_format)
+    image.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
 def numbered_source(size: int) -> Source:
     """Images whose brightness is their index, so that a batch tells what is in it."""
     records = [{"image": encode(Image.new("L", (8, 8), index)), "label": index % 10} for index in range(size)]
-    return Source(records, num_classes=10)
+    return Source("numbers", records, num_classes=10)
 
 
-def training(source: Source, *, start_step: int = 0, seed: int = 3, batch_size: int = 4, crop_scale=(1.0, 1.0)):
+def training(source: Source, *, start_step=0, seed=3, batch_size=4, crop_scale=(1.0, 1.0), **options):
     return train_batches(
         source,
-        preprocessing=SMALL,
-        crop_scale=crop_scale,
-        flip=True,
+        augmentation=augmentation(image_size=8, crop_scale=crop_scale, flip=True),
         batch_size=batch_size,
         seed=seed,
         start_step=start_step,
         threads=2,
+        **options,
     )
 
 
@@ -61,8 +76,10 @@ def test_digits_are_split_without_overlap_into_every_class():
 
 
 def test_a_missing_dataset_says_how_to_prepare_it(tmp_path):
-    with pytest.raises(UserError, match=r"imagenet2012.*tfds build imagenet2012 --file_format=array_record"):
+    with pytest.raises(UserError, match=r"imagenet2012.*python -m lma_jax.data.prepare --archives="):
         open_source("imagenet2012", "train", data_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"tfds build cifar10 --file_format=array_record"):
+        open_source("cifar10", "train", data_dir=str(tmp_path))
 
 
 def test_an_unknown_dataset_and_split_are_named(tmp_path):
@@ -108,7 +125,7 @@ def test_an_extreme_image_falls_back_to_its_largest_centred_crop():
 
 
 def test_training_pixels_are_a_crop_then_an_antialiased_resize(noise):
-    image = train_image(noise, np.random.default_rng(5), image_size=16, crop_scale=(0.2, 0.9), flip=False)
+    image = train_image(noise, np.random.default_rng(5), augmentation(crop_scale=(0.2, 0.9)))
     rng = np.random.default_rng(5)
     original = Image.open(io.BytesIO(noise))
     box = random_crop_box(50, 40, rng, scale=(0.2, 0.9))
@@ -117,11 +134,11 @@ def test_training_pixels_are_a_crop_then_an_antialiased_resize(noise):
 
 
 def test_half_of_the_training_images_are_mirrored(noise):
-    plain = train_image(noise, np.random.default_rng(0), image_size=16, crop_scale=(1.0, 1.0), flip=False)
+    plain = train_image(noise, np.random.default_rng(0), augmentation())
     seen = Counter()
     for seed in range(100):
         rng = np.random.default_rng(seed)
-        image = train_image(noise, rng, image_size=16, crop_scale=(1.0, 1.0), flip=True)
+        image = train_image(noise, rng, augmentation(flip=True))
         box_differs = not (np.array_equal(image, plain) or np.array_equal(image, plain[:, ::-1]))
         seen["other" if box_differs else np.array_equal(image, plain)] += 1
     assert seen[True] + seen[False] > 20
@@ -134,11 +151,124 @@ def test_evaluation_pixels_are_a_resize_then_the_centre(noise):
     np.testing.assert_array_equal(image, np.asarray(expected))
 
 
-@pytest.mark.parametrize(("mode", "file_format"), [("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpeg")])
-def test_any_kind_of_image_becomes_rgb(mode, file_format):
-    encoded = encode(Image.new("RGB", (9, 7), (200, 30, 90)).convert(mode), file_format)
-    image = eval_image(encoded, SMALL)
-    assert (image.shape, image.dtype) == ((8, 8, 3), np.uint8)
+PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 9, 3), np.uint8)).resize((90, 60))
+EXIF_ROTATED = Image.Exif()
+EXIF_ROTATED[0x0112] = 6  # "rotate by 90 degrees"
+SIXTEEN_BITS = Image.fromarray((np.asarray(PICTURE.convert("L")).astype(np.uint16) << 8) + 77)
+ODD_FILES = {
+    "JPEG": (encode(PICTURE, "jpeg"), PICTURE),
+    "progressive JPEG without subsampling": (encode(PICTURE, "jpeg", progressive=True, subsampling=0), PICTURE),
+    "grey JPEG": (encode(PICTURE.convert("L"), "jpeg"), PICTURE.convert("L")),
+    "CMYK JPEG": (encode(PICTURE.convert("CMYK"), "jpeg"), PICTURE),
+    "JPEG rotated by EXIF, which the recipe ignores": (encode(PICTURE, "jpeg", exif=EXIF_ROTATED), PICTURE),
+    "PNG": (encode(PICTURE), PICTURE),
+    "palette PNG": (encode(PICTURE.convert("P", palette=Image.Palette.ADAPTIVE)), PICTURE),
+    "palette PNG with transparency": (encode(PICTURE.quantize(200), transparency=bytes([0, 128, 255])), PICTURE),
+    "PNG with alpha": (encode(PICTURE.convert("RGBA")), PICTURE),
+    "16-bit PNG": (encode(SIXTEEN_BITS), PICTURE.convert("L")),
+    "1-bit PNG": (encode(Image.new("1", (90, 60), 1)), Image.new("L", (90, 60), 255)),
+    "WebP": (encode(PICTURE, "webp", lossless=True), PICTURE),
+    "GIF": (encode(PICTURE, "gif"), PICTURE),
+    "1 x 1": (encode(Image.new("RGB", (1, 1), (9, 8, 7))), Image.new("RGB", (1, 1), (9, 8, 7))),
+    "1 x 3000": (encode(Image.new("RGB", (1, 3000), (9, 8, 7))), Image.new("RGB", (1, 3000), (9, 8, 7))),
+    "huge": (encode(Image.new("L", (9000, 9900), 50), "jpeg"), Image.new("L", (9000, 9900), 50)),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_any_kind_of_image_is_read_upright_and_in_rgb(kind):
+    encoded, expected = ODD_FILES[kind]
+    image = decode(encoded)
+    assert (image.mode, image.size) == ("RGB", expected.size)
+    part = (slice(None, None, 1 + image.height // 100), slice(None, None, 1 + image.width // 100))
+    difference = np.asarray(image)[part].astype(int) - np.asarray(expected.convert("RGB"))[part]
+    assert np.abs(difference).mean() < 12  # what a palette loses; another picture, or a turned one, is at 60
+    for pixels in (eval_image(encoded, SMALL), train_image(encoded, np.random.default_rng(0), augmentation())):
+        assert pixels.dtype == np.uint8
+        assert pixels.shape in ((8, 8, 3), (16, 16, 3))
+
+
+@pytest.mark.parametrize("quality", [30, 75, 96])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_pixels_are_those_of_pillow(quality, subsampling):
+    """At most 0.05 grey levels in the mean and 2 anywhere from Pillow's decoding, crop and resize."""
+    rng = np.random.default_rng(quality + subsampling)
+    smooth = Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).resize((401, 333), Image.Resampling.BICUBIC)
+    encoded = encode(smooth, "jpeg", quality=quality, subsampling=subsampling)
+    original = Image.open(io.BytesIO(encoded)).convert("RGB")
+    box = random_crop_box(*original.size, np.random.default_rng(7), scale=(0.08, 1.0))
+    train = original.crop(box).resize((96, 96), Image.Resampling.BILINEAR)
+    evaluation = original.resize((134, 112), Image.Resampling.BILINEAR).crop((19, 8, 115, 104))
+    preprocessing = Preprocessing(image_size=96, resize_size=112, mean=(0,) * 3, std=(1,) * 3)
+    recipe = augmentation(image_size=96, crop_scale=(0.08, 1.0))
+    for pixels, expected in (
+        (train_image(encoded, np.random.default_rng(7), recipe), train),
+        (eval_image(encoded, preprocessing), evaluation),
+    ):
+        difference = np.abs(pixels.astype(int) - np.asarray(expected))
+        assert difference.mean() <= 0.05
+        assert difference.max() <= 2
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        b"",
+        b"no image",
+        encode(PICTURE, "jpeg")[:-40],
+        encode(PICTURE)[:-40],
+        encode(PICTURE.convert("CMYK"), "jpeg")[:-200],
+        encode(Image.new("L", (10000, 9001))),
+        encode(Image.new("L", (10000, 9001)), "jpeg"),
+    ],
+    ids=["empty", "text", "cut JPEG", "cut PNG", "cut CMYK", "bomb PNG", "bomb JPEG"],
+)
+def test_what_is_no_whole_image_is_refused_never_guessed(encoded):
+    with pytest.raises(BadImageError):
+        decode(encoded)
+
+
+def test_rand_augment_keeps_shape_and_follows_its_random_numbers(noise):
+    recipe = augmentation(rand_augment=6.0)
+    images = [train_image(noise, np.random.default_rng(seed), recipe) for seed in [*range(60), *range(60)]]
+    assert {(image.shape, image.dtype.name) for image in images} == {((16, 16, 3), "uint8")}
+    for first, second in zip(images[:60], images[60:]):
+        np.testing.assert_array_equal(first, second)
+    plain = [train_image(noise, np.random.default_rng(seed), augmentation()) for seed in range(60)]
+    changed = np.mean([not np.array_equal(*pair) for pair in zip(images, plain)])
+    assert 0.5 < changed < 0.95  # two operations, each with probability 1/2
+
+
+def test_the_operations_of_rand_augment_grow_with_their_level():
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (8, 8, 3), np.uint8)).resize((64, 64))
+    pixels = np.asarray(image).astype(int)
+
+    def distance(name: str, level: float) -> float:
+        return np.abs(np.asarray(OPERATIONS[name](image, level)).astype(int) - pixels).mean()
+
+    constant = {"autocontrast", "equalize", "invert"}
+    for name in OPERATIONS:
+        low, high = distance(name, 0.05), distance(name, 0.9)
+        assert low == high if name in constant else low < high, name
+    for name in TWO_WAY:
+        assert not np.array_equal(OPERATIONS[name](image, 0.5), OPERATIONS[name](image, -0.5)), name
+
+
+def test_the_operations_of_rand_augment_are_those_of_their_definition():
+    image = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    pixels = np.asarray(image)
+
+    def result(name: str, level: float) -> np.ndarray:
+        return np.asarray(OPERATIONS[name](image, level))
+
+    np.testing.assert_array_equal(result("invert", 0.5), 255 - pixels)
+    np.testing.assert_array_equal(result("posterize", 0.5), pixels & 0b11000000)
+    np.testing.assert_array_equal(result("solarize", 0.5), np.where(pixels < 128, pixels, 255 - pixels))
+    np.testing.assert_array_equal(result("solarize_add", 0.5), np.where(pixels < 128, pixels + 55, pixels))
+    np.testing.assert_array_equal(result("brightness", -0.5), (pixels * 0.55).astype(np.uint8))
+    np.testing.assert_array_equal(result("translate_x", 1 / 3.6)[:, :7], pixels[:, 1:])
+    np.testing.assert_array_equal(result("translate_y", -1 / 3.6)[1:], pixels[:-1])
+    assert (result("translate_x", 1 / 3.6)[:, 7] == FILL).all()
 
 
 def test_every_epoch_has_every_example_once_in_an_order_of_its_own():
@@ -162,7 +292,8 @@ def test_the_stream_is_a_function_of_the_seed_and_the_step():
 
 def test_augmentation_belongs_to_the_example_not_to_the_process(monkeypatch):
     gradient = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
-    source = Source([{"image": encode(Image.fromarray(gradient)), "label": label} for label in range(10)], 10)
+    records = [{"image": encode(Image.fromarray(gradient)), "label": label} for label in range(10)]
+    source = Source("gradients", records, num_classes=10)
     options = dict(crop_scale=(0.1, 1.0), start_step=1)
     whole = next(training(source, **options))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -171,8 +302,7 @@ def test_augmentation_belongs_to_the_example_not_to_the_process(monkeypatch):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         shares.append(next(training(source, **options)))
     for name in ("image", "label"):
-        np.testing.assert_array_equal(shares[0][name], whole[name][0::2])
-        np.testing.assert_array_equal(shares[1][name], whole[name][1::2])
+        np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), whole[name])
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(1, 4), (7, 4), (8, 4), (9, 4), (13, 6)])
@@ -187,3 +317,97 @@ def test_evaluation_reads_every_example_once(monkeypatch, size, batch_size, proc
         seen += [index for batch in own for index, valid in zip(indices(batch), batch["mask"]) if valid]
     assert sorted(seen) == list(range(size))
     assert batches == [math.ceil(size / batch_size)] * processes
+
+
+def with_bad_images(*bad: int, size: int = 10) -> Source:
+    source = numbered_source(size)
+    for index in bad:
+        source.records[index].update(image=source.records[index]["image"][:-30], file_name=f"file{index}.png")
+    return source
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_ends_training_and_is_named(workers):
+    with pytest.raises(Exception, match=r"image 3 of numbers \(file3.png\) cannot be decoded: .*on_bad_image=skip"):
+        list(islice(training(with_bad_images(3), workers=workers), 5))
+
+
+def test_the_next_image_takes_the_place_of_a_bad_one(capfd):
+    batches = list(islice(training(with_bad_images(3, 4), batch_size=5, on_bad_image="skip"), 2))
+    assert sorted(index for batch in batches for index in indices(batch)) == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9]
+    assert sum(batch["skipped"].sum() for batch in batches) == 3  # 3 and 4 for one place, 4 for another
+    assert all(batch["mask"].all() for batch in batches)
+    errors = capfd.readouterr().err
+    assert "warning: skipped image 3 of numbers (file3.png)" in errors
+    assert "file4.png" in errors
+
+
+def test_evaluation_leaves_a_bad_image_out(capfd):
+    source = with_bad_images(3)
+    with pytest.raises(UserError, match="image 3"):
+        list(eval_batches(source, preprocessing=SMALL, batch_size=4, threads=2))
+    batches = list(eval_batches(source, preprocessing=SMALL, batch_size=4, threads=2, on_bad_image="skip"))
+    seen = [index for batch in batches for index, valid in zip(indices(batch), batch["mask"]) if valid]
+    assert seen == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert sum(batch["skipped"].sum() for batch in batches) == 1
+    assert "file3.png" in capfd.readouterr().err
+
+
+def test_nothing_but_bad_images_is_refused(capfd):
+    with pytest.raises(UserError, match="numbers holds no image that can be decoded"):
+        next(training(with_bad_images(*range(10)), on_bad_image="skip"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(workers):
+    source = numbered_source(11)
+    options = dict(crop_scale=(0.1, 1.0), start_step=2)
+    expected = list(islice(training(source, **options), 5))
+    actual = list(islice(training(source, **options, workers=workers), 5))
+    for batch, other in zip(expected, actual):
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for split, numbers in (("train", range(6)), ("val", range(6, 9))):
+        for number in numbers:
+            file = tmp_path / split / ("cat", "dog", "emu")[number % 3] / f"{number}.{('JPEG', 'png')[number % 2]}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encode(Image.new("RGB", (9, 9), (number,) * 3)))
+    (tmp_path / "train/cat/notes.txt").write_text("no image")
+    (tmp_path / "train/.cache").mkdir()
+    return tmp_path
+
+
+def test_an_image_folder_is_a_source(folder):
+    train, val = (open_source("folder", split, data_dir=str(folder)) for split in ("train", "validation"))
+    assert (len(train), len(val), train.num_classes, val.num_classes) == (6, 3, 3, 3)
+    records = [train.records[index] for index in range(6)]
+    assert [record["label"] for record in records] == [0, 0, 1, 1, 2, 2]
+    assert [record["file_name"] for record in records[:3]] == ["cat/0.JPEG", "cat/3.png", "dog/1.png"]
+    assert np.asarray(decode(records[1]["image"]))[0, 0, 0] == 3
+    with pytest.raises(UserError, match=r"missing/train does not exist.*<data_dir>/<split>/<class>/\*"):
+        open_source("folder", "train", data_dir=str(folder / "missing"))
+    with pytest.raises(UserError, match="needs a folder a class"):
+        open_source("folder", "cat", data_dir=str(folder / "train"))
+    (folder / "train/fox").mkdir()
+    with pytest.raises(UserError, match=r"class folder .*train/fox holds no images"):
+        open_source("folder", "train", data_dir=str(folder))
+
+
+def test_a_build_without_random_access_says_how_to_convert_it(tmp_path):
+    builder_dir = Path(open_source_dir(tmp_path))
+    info = json.loads((builder_dir / "dataset_info.json").read_text())
+    target = tmp_path / "mine/1.0.0"
+    shutil.copytree(builder_dir, target)
+    (target / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord", "name": "mine"}))
+    with pytest.raises(UserError, match=rf"has the format tfrecord.*convert_format --dataset_version_dir={target}"):
+        open_source("mine", "train", data_dir=str(tmp_path))
+
+
+def open_source_dir(data_dir: Path) -> str:
+    """Where the digits were built."""
+    open_source("digits", "train", data_dir=str(data_dir))
+    return str(next(data_dir.rglob("dataset_info.json")).parent)

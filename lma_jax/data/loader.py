@@ -1,15 +1,28 @@
-"""Batches: {"image": (B, size, size, 3) uint8, "label": (B,) int32}, in an order that the global step determines."""
+"""Batches in an order that the global step determines.
 
-from collections.abc import Iterator
+A batch is {"image": (B, size, size, 3) uint8, "label": (B,) int32, "mask": (B,) bool, "skipped": (B,) int32}:
+"mask" is False where there is no example, "skipped" counts the undecodable files passed over at that place.
+
+Memory: each of the threads works on one batch, and up to PREFETCH more wait. With 16 threads and 256 images of
+224 x 224 that is 18 batches of 39 MB, 0.7 GB a process.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from lma_jax.data.sources import Source
-from lma_jax.data.transforms import Preprocessing, eval_image, train_image
+from lma_jax.data.transforms import Augmentation, BadImageError, Preprocessing, eval_image, train_image
+from lma_jax.errors import UserError
 
 Batch = dict[str, Any]
 # Batches that wait in memory beside those that the threads work on.
@@ -19,53 +32,130 @@ PREFETCH = 2
 def train_batches(
     source: Source,
     *,
-    preprocessing: Preprocessing,
-    crop_scale: tuple[float, float],
-    flip: bool,
+    augmentation: Augmentation,
     batch_size: int,
     seed: int,
     start_step: int,
     threads: int,
+    workers: int = 0,
+    on_bad_image: str = "error",
 ) -> Iterator[Batch]:
-    """An endless stream of shuffled batches that starts at `start_step`.
+    """An endless stream of shuffled batches that starts at `start_step`; each process reads its share.
 
-    It is a function of (seed, step): every epoch has its own order, an example its own random numbers, and both
-    are the same for any number of processes, each of which reads its share of the global `batch_size`.
+    It is a function of (seed, step): every epoch has its own order and an example its own random numbers. Neither
+    the number of processes nor that of threads or workers changes a global batch.
+
+    Args:
+        source: the examples.
+        augmentation: what is done to them.
+        batch_size: over all processes.
+        seed: of the order and of the augmentation.
+        start_step: batches that are left out at the start, at no cost.
+        threads: that decode images, in this process or in each worker.
+        workers: processes that decode instead of this one; 0 is right up to about 5,000 images a second.
+        on_bad_image: "error", or "skip": the next example takes the place of an undecodable one.
+
+    Raises:
+        UserError: an undecodable image, if `on_bad_image` is "error", or nothing but such images.
     """
 
-    def load(record: dict[str, Any], rng: np.random.Generator) -> Batch:
-        size = preprocessing.image_size
-        image = train_image(record["image"], rng, image_size=size, crop_scale=crop_scale, flip=flip)
-        return {"image": image, "label": np.int32(record["label"])}
+    def load(index: int, rng: np.random.Generator) -> Batch:
+        for skipped in range(len(source)):
+            record = source.records[(index + skipped) % len(source)]
+            try:
+                image = train_image(record["image"], rng, augmentation)
+            except BadImageError as error:
+                _report(source, (index + skipped) % len(source), record, error, on_bad_image)
+                continue
+            return _example(image, record["label"], skipped=skipped)
+        raise UserError(f"{source.name} holds no image that can be decoded")
 
-    dataset = grain.MapDataset.source(source.records).seed(seed).shuffle().repeat().random_map(load)
-    return _read(dataset, batch_size, start_step, threads)
+    dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(load)
+    return _read(dataset, batch_size, start_step, threads, workers)
 
 
-def eval_batches(source: Source, *, preprocessing: Preprocessing, batch_size: int, threads: int) -> Iterator[Batch]:
-    """Every example once, in order. The last batch is filled up with blanks, whose "mask" (B,) is False."""
+def eval_batches(
+    source: Source,
+    *,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    threads: int,
+    workers: int = 0,
+    on_bad_image: str = "error",
+) -> Iterator[Batch]:
+    """Every example once, in order; the last batch is filled up with blanks. Arguments as of `train_batches`."""
+    size = preprocessing.image_size
+    blank = np.zeros((size, size, 3), np.uint8)
 
     def load(index: int) -> Batch:
         if index >= len(source):
-            blank = np.zeros((preprocessing.image_size, preprocessing.image_size, 3), np.uint8)
-            return {"image": blank, "label": np.int32(0), "mask": np.bool_(False)}
+            return _example(blank, 0, mask=False)
         record = source.records[index]
-        image = eval_image(record["image"], preprocessing)
-        return {"image": image, "label": np.int32(record["label"]), "mask": np.bool_(True)}
+        try:
+            return _example(eval_image(record["image"], preprocessing), record["label"])
+        except BadImageError as error:
+            _report(source, index, record, error, on_bad_image)
+            return _example(blank, 0, mask=False, skipped=1)
 
     padded = -(-len(source) // batch_size) * batch_size
-    return _read(grain.MapDataset.range(padded).map(load), batch_size, 0, threads)
+    return _read(grain.MapDataset.range(padded).map(load), batch_size, 0, threads, workers)
 
 
-def _read(dataset: Any, batch_size: int, start_step: int, threads: int) -> Iterator[Batch]:
-    share = dataset[jax.process_index() :: jax.process_count()].batch(batch_size // jax.process_count())
+def _example(image: np.ndarray, label: int, *, mask: bool = True, skipped: int = 0) -> Batch:
+    return {"image": image, "label": np.int32(label), "mask": np.bool_(mask), "skipped": np.int32(skipped)}
+
+
+def _report(source: Source, index: int, record: dict[str, Any], error: BadImageError, on_bad_image: str) -> None:
+    name = record.get("file_name", "")
+    place = f"image {index:,} of {source.name}{f' ({name})' if name else ''} cannot be decoded: {error}"
+    if on_bad_image == "error":
+        raise UserError(f"{place}. Mend or remove it, or set config.on_bad_image=skip") from error
+    print(f"warning: skipped {place}", file=sys.stderr, flush=True)
+
+
+def _read(dataset: Any, batch_size: int, start_step: int, threads: int, workers: int) -> Iterator[Batch]:
+    # Blocks of whole batches, so that one process with two devices and two with one feed the devices the same.
+    share = dataset.batch(batch_size // jax.process_count())[jax.process_index() :: jax.process_count()]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCH, threads))
-    return iter(share[start_step:].to_iter_dataset(options))
+    batches = share[start_step:].to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain asks for it, in a program without absl as well
+        processes = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+        batches = batches.mp_prefetch(processes, worker_init_fn=_end_with_parent)
+    return iter(batches)
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Ends a worker whose parent was killed; Grain leaves it behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Timed(Iterator[Batch]):
+    """Iterates over `batches` and adds up the `seconds` that the caller waited for them."""
+
+    def __init__(self, batches: Iterator[Batch]):
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - start
 
 
 def to_device(batches: Iterator[Batch], sharding: jax.sharding.Sharding) -> Iterator[Batch]:
     """Puts this process's share of each batch on its devices, one batch ahead of its use."""
-    place = partial(jax.tree.map, partial(jax.make_array_from_process_local_data, sharding))
+    place: Callable[[Batch], Batch] = partial(jax.tree.map, partial(jax.make_array_from_process_local_data, sharding))
     ahead = None
     for batch in batches:
         placed = place(batch)

@@ -2,12 +2,27 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from lma_jax.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+
+
+class Records(Protocol):
+    """Examples by index: {"image": the encoded file (bytes), "label": the class (int)}.
+
+    Where it is known, "file_name" is there as well.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -15,11 +30,13 @@ class Source:
     """One split of a data set.
 
     Attributes:
-        records: by index, {"image": the encoded file (bytes), "label": the class (int)}.
+        name: data set and split, for messages.
+        records: the examples.
         num_classes: number of classes; labels are below it.
     """
 
-    records: Sequence[dict[str, Any]]
+    name: str
+    records: Records
     num_classes: int
 
     def __len__(self) -> int:
@@ -27,24 +44,72 @@ class Source:
 
 
 def open_source(name: str, split: str, *, data_dir: str = "") -> Source:
-    """Opens one split of a TFDS image-classification build in array_record format; builds `digits` when missing.
+    """Opens one split of a data set.
 
     Args:
-        name: TFDS name, such as "imagenet2012", or "digits".
-        split: TFDS split, such as "train" or "validation".
-        data_dir: folder of the builds; TFDS's own default (~/tensorflow_datasets) when empty.
+        name: "digits" (embedded; built when missing), "folder" (images as <data_dir>/<split>/<class>/*), or the name
+            of a TFDS image-classification build in array_record format, such as "imagenet2012".
+        split: such as "train" or "validation"; the latter may be a folder `val`.
+        data_dir: folder of the builds, TFDS's own default (~/tensorflow_datasets) when empty; or the image folder.
 
     Raises:
         UserError: the data set, the split or a file of it is missing; the message says how to prepare it.
     """
+    if name == "folder":
+        return _open_folder(Path(data_dir), split)
     import tensorflow_datasets as tfds
 
     builder = _builder(name, data_dir)
     if split not in builder.info.splits:
         raise UserError(f"data set {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+    if not {"image", "label"} <= set(builder.info.features):
+        raise UserError(f"data set {name!r} is not for image classification: it has no image and label")
     _require_whole(builder, name, split)
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    return Source(records, builder.info.features["label"].num_classes)
+    return Source(f"{name} {split}", records, builder.info.features["label"].num_classes)
+
+
+class FolderRecords:
+    """The images below <folder>/<class>/, by class and name; the label is the rank of the class.
+
+    Raises:
+        UserError: there is no class, or a class without images.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self.classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+        files = [sorted(_images(folder / name)) for name in self.classes]
+        empty = [name for name, found in zip(self.classes, files) if not found]
+        if empty or not files:
+            place = f"class folder {folder / empty[0]}" if empty else f"{folder}, which needs a folder a class,"
+            raise UserError(f"{place} holds no images ({', '.join(IMAGE_SUFFIXES)}); {len(empty)} classes are empty")
+        # One array of bytes: a million path objects would cost gigabytes in each worker.
+        self._names = np.array([os.fsencode(file) for found in files for file in found])
+        self._labels = np.repeat(np.arange(len(files)), [len(found) for found in files])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        label = int(self._labels[index])
+        name = f"{self.classes[label]}/{os.fsdecode(self._names[index])}"
+        return {"image": (self._folder / name).read_bytes(), "label": label, "file_name": name}
+
+
+def _images(folder: Path) -> list[str]:
+    names = (entry.name for entry in os.scandir(folder))
+    return [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
+
+
+def _open_folder(root: Path, split: str) -> Source:
+    folder = root / split
+    if split == "validation" and not folder.is_dir():
+        folder = root / "val"
+    if not folder.is_dir():
+        raise UserError(f"image folder {folder} does not exist: images are read from <data_dir>/<split>/<class>/*")
+    records = FolderRecords(folder)
+    return Source(str(folder), records, len(records.classes))
 
 
 def _require_whole(builder: Any, name: str, split: str) -> None:
@@ -63,36 +128,47 @@ def _require_whole(builder: Any, name: str, split: str) -> None:
 def _builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
-    options: dict[str, Any] = dict(data_dir=data_dir or None, file_format="array_record")
     if name == "digits":
-        return _digits_builder(options)
+        return _digits_builder(data_dir)
     try:
-        builder = tfds.builder(name, **options)
+        builder = tfds.builder(name, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
         raise UserError(f"TFDS knows no data set {name!r} in {_shown(data_dir)}") from error
-    if not Path(builder.data_path).exists():
+    path = Path(builder.data_path)
+    if not path.exists():
         raise UserError(
             f"data set {name!r} is not in {_shown(data_dir)}; prepare it once with "
-            f"`pip install tensorflow && tfds build {name} --file_format=array_record --data_dir={_shown(data_dir)}` "
-            "(for imagenet2012 add --manual_dir=<the folder of the two official .tar archives>)"
+            + _prepare_command(name, _shown(data_dir))
+        )
+    if builder.info.file_format.value != "array_record":
+        raise UserError(
+            f"data set {name!r} in {path} has the format {builder.info.file_format.value}, which has no random access; "
+            "convert it once with `pip install tensorflow && python -m tensorflow_datasets.scripts.convert_format "
+            f"--dataset_version_dir={path} --out_file_format=array_record --out_dir=<data_dir>/{name}/{path.name}`"
         )
     return builder
 
 
-def _digits_builder(options: dict[str, Any]) -> Any:
+def _prepare_command(name: str, data_dir: str) -> str:
+    if name == "imagenet2012":
+        return f"`python -m lma_jax.data.prepare --archives=<folder of the two official .tar> --data_dir={data_dir}`"
+    return f"`pip install tensorflow && tfds build {name} --file_format=array_record --data_dir={data_dir}`"
+
+
+def _digits_builder(data_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
     from lma_jax.data.digits import Digits
 
     try:
-        builder = Digits(**options)
+        builder = Digits(data_dir=data_dir or None, file_format="array_record")
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download; there is none
             builder.download_and_prepare()
     except OSError as error:
-        raise UserError(f"cannot build the digits in {_shown(options['data_dir'])}: {error}") from error
+        raise UserError(f"cannot build the digits in {_shown(data_dir)}: {error}") from error
     return builder
 
 
-def _shown(data_dir: str | None) -> str:
+def _shown(data_dir: str) -> str:
     return data_dir or "~/tensorflow_datasets"

@@ -1,17 +1,27 @@
-"""Pixels as in torchvision's reference recipe, by Pillow: encoded bytes in, (size, size, 3) uint8 out."""
+"""Pixels as in torchvision's reference recipe: encoded bytes in, (size, size, 3) uint8 out."""
 
 import io
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
+from lma_jax.data.augment import rand_augment
+
 CROP_RATIO = (3 / 4, 4 / 3)
+# A file of a few kilobytes can claim gigabytes of pixels. ImageNet's largest image has 25 million.
+MAX_PIXELS = 90_000_000
 
 Box = tuple[int, int, int, int]
+
+
+class BadImageError(Exception):
+    """A file that holds no whole image."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +40,57 @@ class Preprocessing:
     std: tuple[float, float, float]
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """What turns an image file into a training image.
+
+    Attributes:
+        image_size: side of the training image, in pixels.
+        crop_scale: bounds of the random crop's area, as fractions of the image's.
+        flip: whether half of the images are mirrored.
+        rand_augment: magnitude of RandAugment, 0 to 10; 0 is off.
+    """
+
+    image_size: int
+    crop_scale: tuple[float, float]
+    flip: bool
+    rand_augment: float
+
+
 def decode(encoded: bytes) -> Image.Image:
-    """Decodes an image file to RGB; EXIF orientation is ignored, as in the reference recipe."""
-    return Image.open(io.BytesIO(encoded)).convert("RGB")
+    """Decodes an image file to RGB; EXIF orientation is ignored, as in the reference recipe.
+
+    JPEGs go through libjpeg-turbo directly; what it refuses (other formats, CMYK, errors) goes through Pillow.
+
+    Raises:
+        BadImageError: the file is truncated, no image, or above MAX_PIXELS.
+    """
+    if simplejpeg.is_jpeg(encoded):
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+            _require_size(width, height)
+            return Image.fromarray(simplejpeg.decode_jpeg(encoded, "RGB"))
+        except ValueError:
+            pass
+    return _decode_by_pillow(encoded)
+
+
+def _decode_by_pillow(encoded: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata, and the size, which is checked here
+            image = Image.open(io.BytesIO(encoded))
+            _require_size(*image.size)
+            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadImageError(str(error)) from error
+
+
+def _require_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImageError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
 
 
 def random_crop_box(width: int, height: int, rng: np.random.Generator, *, scale: tuple[float, float]) -> Box:
@@ -48,26 +106,34 @@ def random_crop_box(width: int, height: int, rng: np.random.Generator, *, scale:
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             return left, top, left + w, top + h
-    w = min(width, round(height * CROP_RATIO[1]))
-    h = min(height, round(width / CROP_RATIO[0]))
+    w = max(1, min(width, round(height * CROP_RATIO[1])))
+    h = max(1, min(height, round(width / CROP_RATIO[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
 
-def train_image(
-    encoded: bytes, rng: np.random.Generator, *, image_size: int, crop_scale: tuple[float, float], flip: bool
-) -> np.ndarray:
-    """Random crop, bilinear resize with antialiasing and, if `flip`, a horizontal flip half of the time."""
+def train_image(encoded: bytes, rng: np.random.Generator, augmentation: Augmentation) -> np.ndarray:
+    """Random crop, bilinear resize with antialiasing, horizontal flip, RandAugment; the last two where asked for.
+
+    Raises:
+        BadImageError: see `decode`.
+    """
     image = decode(encoded)
-    box = random_crop_box(*image.size, rng, scale=crop_scale)
-    image = image.crop(box).resize((image_size, image_size), Image.Resampling.BILINEAR)
-    if flip and rng.random() < 0.5:
+    box = random_crop_box(*image.size, rng, scale=augmentation.crop_scale)
+    image = image.crop(box).resize((augmentation.image_size,) * 2, Image.Resampling.BILINEAR)
+    if augmentation.flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if augmentation.rand_augment:
+        image = rand_augment(image, rng, magnitude=augmentation.rand_augment)
     return np.asarray(image)
 
 
 def eval_image(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray:
-    """Resizes the shorter side to `resize_size`, then crops the central square of `image_size`."""
+    """Resizes the shorter side to `resize_size`, then crops the central square of `image_size`.
+
+    Raises:
+        BadImageError: see `decode`.
+    """
     image = decode(encoded)
     shorter = min(image.size)
     width, height = (int(preprocessing.resize_size * side / shorter) for side in image.size)
@@ -84,4 +150,14 @@ def preprocessing_from(values: Mapping[str, Any]) -> Preprocessing:
         resize_size=values["resize_size"],
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),
+    )
+
+
+def augmentation_from(values: Mapping[str, Any]) -> Augmentation:
+    """The Augmentation among the `values` of a training config."""
+    return Augmentation(
+        image_size=values["train_image_size"],
+        crop_scale=tuple(values["crop_scale"]),
+        flip=values["flip"],
+        rand_augment=values["rand_augment"],
     )

@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -48,38 +50,64 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of a workdir: the newest `keep` and the best by validation top-1. Close it, or lose the last."""
+    """The checkpoints of a workdir: the newest `keep` and the best by validation top-1. Close it, or lose the last.
+
+    All processes of a job take part; the first one writes.
+    """
 
     def __init__(self, workdir: Path, *, keep: int):
         self._folder = workdir.absolute() / "checkpoints"
         policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=lambda metrics: metrics["top1"], n=1)])
+        self._options = ocp.CheckpointManagerOptions(preservation_policy=policy)
         # Orbax's own clean-up goes on in the background after close().
-        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*") if jax.process_index() == 0 else ():
             shutil.rmtree(unfinished)
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.wait()
         self._manager.close()
 
-    def save(self, state: TrainState, metadata: dict[str, Any], *, top1: float) -> None:
-        """Starts to write `state` under its step; `top1` is the validation accuracy that ranks it."""
-        arrays = to_arrays(state)
-        record = {"metadata": metadata, "checksums": {path: _checksum(array) for path, array in arrays.items()}}
-        self._manager.save(
-            int(arrays["step"]),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays),
-                record=ocp.args.JsonSave({**record, "checksum": _record_checksum(record)}),
-            ),
-            metrics={"top1": top1},
-        )
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint that is written."""
+        return next(iter(_steps(self._folder)), None)
 
-    def restore(self, template: TrainState) -> TrainState | None:
-        """The newest good state, placed as `template` is, or None where there is none yet.
+    def save(self, state: TrainState, metadata: dict[str, Any], *, top1: float) -> None:
+        """Starts to write `state` under its step; `top1` is the validation accuracy that ranks it.
+
+        A failure to write, such as a full disk, is reported on stderr, and the next save tries again.
+        """
+        arrays = to_arrays(state)
+        step = int(arrays["step"])
+        record = {"metadata": metadata, "checksums": {path: _checksum(array) for path, array in arrays.items()}}
+        self.wait()
+        try:
+            if step in self._manager.all_steps():  # saved on a signal, and evaluated since
+                self._manager.delete(step)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    record=ocp.args.JsonSave({**record, "checksum": _record_checksum(record)}),
+                ),
+                metrics={"top1": top1},
+            )
+        except Exception as error:  # Orbax wraps what the file system says in errors of many kinds
+            self._report(error)
+
+    def wait(self) -> None:
+        """Waits for the save in progress, and reports its failure."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._report(error)
+
+    def restore(self, template: TrainState) -> tuple[TrainState, Checkpoint] | None:
+        """The newest good state, placed as `template` is, and its checkpoint; None where there is none yet.
 
         Damaged checkpoints that are newer move to the folder `damaged` beside `checkpoints`.
 
@@ -90,17 +118,32 @@ class Checkpoints:
             return None
         checkpoint = _newest_good(self._folder)
         state = fill(template, checkpoint, sharding=template.step.sharding)
-        self._set_aside(step for step in _steps(self._folder) if step > checkpoint.step)
-        return state
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("every process has read the checkpoints")
+        if jax.process_index() == 0:
+            self._set_aside(step for step in _steps(self._folder) if step > checkpoint.step)
+        self._manager.reload()
+        return state, checkpoint
 
-    def _set_aside(self, steps: Any) -> None:
+    def _set_aside(self, steps: Iterable[int]) -> None:
         for step in steps:
             target = self._folder.parent / "damaged" / str(step)
             target.parent.mkdir(exist_ok=True)
             while target.exists():
                 target = target.with_name(target.name + "_")
             (self._folder / str(step)).rename(target)
-        self._manager.reload()
+
+    def _report(self, error: Exception) -> None:
+        if jax.process_count() > 1:
+            raise error  # the processes no longer agree
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        print(
+            f"warning: a checkpoint could not be written to {self._folder} ({reason[:300]}); training goes on, the "
+            f"newest checkpoint is {self.newest}",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
 
 
 def load_checkpoint(workdir: str | Path, step: str = "newest") -> Checkpoint:
@@ -138,7 +181,7 @@ def to_arrays(tree: Any) -> Arrays:
 
 
 def restore_model(checkpoint: Checkpoint, *, dtype: Any = None, sharding: Sharding | None = None) -> nnx.Module:
-    """The network of a checkpoint with its weights, in training mode.
+    """The network of a checkpoint with its weights (their moving average where the run kept one), in training mode.
 
     Args:
         checkpoint: what `load_checkpoint` returned.
@@ -149,16 +192,19 @@ def restore_model(checkpoint: Checkpoint, *, dtype: Any = None, sharding: Shardi
         UserError: the arrays do not fit the model that the metadata name.
     """
     metadata = checkpoint.metadata
-    placement = sharding or SingleDeviceSharding(jax.devices()[0])
+    placement = sharding or SingleDeviceSharding(jax.local_devices()[0])
+    param_dtype = next(array.dtype for path, array in checkpoint.arrays.items() if path.startswith("params/"))
 
     def build() -> nnx.Module:
-        return create_model(metadata["model"], num_classes=metadata["num_classes"], dtype=dtype, rngs=nnx.Rngs(0))
+        options: dict[str, Any] = dict(num_classes=metadata["num_classes"], dtype=dtype, param_dtype=param_dtype)
+        return create_model(metadata["model"], **options, rngs=nnx.Rngs(0))
 
     abstract, params, batch_stats = split(nnx.eval_shape(build))
     rng_state = jax.jit(lambda: split(build())[0].rng_state, out_shardings=placement)()
+    average = "ema/" if any(path.startswith("ema/") for path in checkpoint.arrays) else ""
     return Network(abstract.graphdef, rng_state).bind(
-        fill(params, checkpoint, sharding=placement, prefix="params/"),
-        fill(batch_stats, checkpoint, sharding=placement, prefix="batch_stats/"),
+        fill(params, checkpoint, sharding=placement, prefix=f"{average}params/"),
+        fill(batch_stats, checkpoint, sharding=placement, prefix=f"{average}batch_stats/"),
     )
 
 
@@ -249,7 +295,7 @@ def _best(folder: Path, steps: list[int]) -> str:
     accuracies = {}
     for step in steps:
         try:
-            accuracies[step] = _read(folder, step).metadata["metrics"]["val_top1"]
+            accuracies[step] = _read(folder, step).metadata["metrics"].get("val_top1", -1.0)
         except DamagedError as error:
             print(f"warning: checkpoint {step} of {folder.parent} is damaged ({error})", file=sys.stderr)
     return str(max(accuracies, key=lambda step: accuracies[step], default=""))

@@ -1,5 +1,6 @@
 """Evaluation over every example of a source, each counted once."""
 
+from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh, NamedSharding
@@ -7,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from lma_jax.data.loader import eval_batches, to_device
 from lma_jax.data.sources import Source
 from lma_jax.data.transforms import Preprocessing
+from lma_jax.errors import UserError
 from lma_jax.training.metrics import Meter
 from lma_jax.training.state import Tree
 from lma_jax.training.step import SHARDED
@@ -22,8 +24,11 @@ def evaluate(
     preprocessing: Preprocessing,
     batch_size: int,
     threads: int,
+    workers: int = 0,
+    on_bad_image: str = "error",
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Mean "loss", and "top1" and "top5" in per cent, over all of `source`.
+    """Mean "loss", and "top1" and "top5" in per cent, over all of `source`; and the number of "skipped_images".
 
     Args:
         eval_step: what `make_eval_step` returned for `mesh`.
@@ -32,10 +37,25 @@ def evaluate(
         mesh: the devices that share each batch.
         preprocessing: what turns an image file into the network's input.
         batch_size: global batch size, a multiple of the number of devices.
-        threads: that decode images.
+        threads, workers, on_bad_image: see `lma_jax.data.loader.train_batches`.
+        check: called after each batch; what it raises ends the evaluation.
+
+    Raises:
+        UserError: no example could be decoded.
+        NonFiniteError: the loss is not finite.
     """
-    batches = eval_batches(source, preprocessing=preprocessing, batch_size=batch_size, threads=threads)
+    batches = eval_batches(
+        source,
+        preprocessing=preprocessing,
+        batch_size=batch_size,
+        threads=threads,
+        workers=workers,
+        on_bad_image=on_bad_image,
+    )
     meter = Meter()
-    for batch in to_device(batches, NamedSharding(mesh, SHARDED)):
-        meter.add(eval_step(params, batch_stats, batch))
+    for number, batch in enumerate(to_device(batches, NamedSharding(mesh, SHARDED)), start=1):
+        meter.add(number, eval_step(params, batch_stats, batch))
+        check()
+    if not meter.sums()["count"]:
+        raise UserError(f"{source.name} holds no image that can be decoded")
     return meter.means()

@@ -1,14 +1,24 @@
-"""Metrics: summed on the devices, fetched one step late, written as JSON lines and TensorBoard events."""
+"""Metrics: summed on the devices, fetched one step late, written as JSON lines, TensorBoard events and to W&B."""
 
 import json
+import math
 import os
+import uuid
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from lma_jax.errors import UserError
 from lma_jax.training.step import Metrics
+
+MEANS = {"loss": 1.0, "top1": 100.0, "top5": 100.0}
+
+
+class NonFiniteError(Exception):
+    """A metric that is infinite or no number; its text names the metric and the step."""
 
 
 class Meter:
@@ -16,20 +26,32 @@ class Meter:
 
     Each addition fetches the one before, so that the host runs one step ahead of the device. On CPU it fetches at
     once: there, several multi-device programs in flight starve each other of threads and never end.
+
+    Args:
+        sums: what `sums` gave for the steps so far.
     """
 
-    def __init__(self) -> None:
-        self._sums: Counter[str] = Counter()
-        self._pending: list[Metrics] = []
+    def __init__(self, sums: Mapping[str, float] | None = None) -> None:
+        self._sums: Counter[str] = Counter(sums or {})
+        self._pending: list[tuple[int, Metrics]] = []
         self._delay = 0 if jax.default_backend() == "cpu" else 1
 
-    def add(self, metrics: Metrics) -> None:
-        """Adds the sums of one step."""
-        self._pending.append(metrics)
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Adds the sums of one step.
+
+        Raises:
+            NonFiniteError: a sum of this step or the one before is not finite.
+        """
+        self._pending.append((step, metrics))
         self._fetch(self._delay)
 
+    def sums(self) -> dict[str, float]:
+        """The sums of all that was added."""
+        self._fetch(0)
+        return dict(self._sums)
+
     def means(self) -> dict[str, float]:
-        """Mean "loss", and "top1" and "top5" in per cent, over all that was added."""
+        """Mean "loss", and "top1" and "top5" in per cent, over all that was added; the other metrics are counts."""
         self._fetch(0)
         return self.means_so_far()
 
@@ -37,39 +59,67 @@ class Meter:
         """The means without what is still to be fetched, so that the host need not wait."""
         if not self._sums:
             self._fetch(0)
-        count = self._sums["count"]
-        percent = {"loss": 1.0, "top1": 100.0, "top5": 100.0}
-        return {name: factor * self._sums[name] / count for name, factor in percent.items()}
+        count = self._sums["count"] or math.nan
+        means = {name: factor * self._sums[name] / count for name, factor in MEANS.items()}
+        counts = {name: value for name, value in self._sums.items() if name not in means and name != "count"}
+        return {**means, **counts}
 
     def _fetch(self, remaining: int) -> None:
         while len(self._pending) > remaining:
-            self._sums.update({name: float(value) for name, value in jax.device_get(self._pending.pop(0)).items()})
+            step, metrics = self._pending.pop(0)
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise NonFiniteError(f"the {name} is {value} at step {step:,}")
+            self._sums.update(values)
 
 
 class MetricsWriter:
-    """Appends rows to <workdir>/metrics.jsonl and to TensorBoard events, after dropping what lies past `step`."""
+    """Appends rows to <workdir>/metrics.jsonl, to TensorBoard events and, if asked for, to Weights & Biases.
 
-    def __init__(self, workdir: Path, *, step: int):
+    Rows past `step`, where training goes on, are dropped first.
+
+    Raises:
+        UserError: `wandb_project` is given, but wandb is not installed.
+    """
+
+    def __init__(self, workdir: Path, *, step: int, config: Mapping[str, Any], wandb_project: str = ""):
         from tensorboardX import SummaryWriter
 
         self._path = workdir / "metrics.jsonl"
         rows = [row for row in read_metrics(workdir) if row["step"] <= step]
         replace_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._wandb = _open_wandb(workdir, wandb_project, config) if wandb_project else None
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes one row, which has "step" and numbers by name."""
+        numbers = {name.replace("_", "/", 1): value for name, value in row.items() if name != "step"}
+        for name, value in numbers.items():
+            self._events.add_scalar(name, value, row["step"])
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=row["step"])
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name != "step":
-                self._events.add_scalar(name.replace("_", "/", 1), value, row["step"])
+
+
+def _open_wandb(workdir: Path, project: str, config: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(f"config.wandb_project={project!r} needs Weights & Biases: pip install wandb") from error
+    path = workdir / "wandb_id"
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex)
+    return wandb.init(project=project, name=workdir.name, id=path.read_text(), resume="allow", config=dict(config))
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

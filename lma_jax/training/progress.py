@@ -7,7 +7,7 @@ from lma_jax.training.metrics import Meter
 
 
 class Progress:
-    """Shows the step, the running means, the rate and the time left.
+    """Shows the step, the running means, the rate, the wait for data and the time left.
 
     The rate counts from the end of the first step or of the last `pause`, so that neither compilation nor
     evaluation is in it.
@@ -19,9 +19,9 @@ class Progress:
         self._total = total
         self._log_every = log_every
         self._bar = tqdm(total=total, initial=start, unit="step") if sys.stderr.isatty() else None
-        self._seconds = 0.0
+        self._seconds = self._waited = 0.0
         self._images = 0
-        self._mark: float | None = None
+        self._mark: tuple[float, float] | None = None
 
     def __enter__(self) -> "Progress":
         return self
@@ -35,20 +35,25 @@ class Progress:
         """The mean rate so far; 0 before the second step."""
         return self._images / self._seconds if self._seconds else 0.0
 
+    @property
+    def data_wait(self) -> float:
+        """The share of the time that went by waiting for data, in per cent."""
+        return 100 * self._waited / self._seconds if self._seconds else 0.0
+
     def pause(self) -> None:
         """Stops the clock until the next step has ended."""
         self._mark = None
 
-    def update(self, step: int, epoch: float, images: int, meter: Meter) -> None:
-        """Reports that `step` steps are done, the last on `images` images."""
+    def update(self, step: int, epoch: float, images: int, meter: Meter, waited: float) -> None:
+        """Reports that `step` steps are done, the last on `images` images, after `waited` seconds in all for data."""
         now = time.perf_counter()
         if self._mark is not None:
-            self._seconds += now - self._mark
+            self._seconds += now - self._mark[0]
+            self._waited += waited - self._mark[1]
             self._images += images
-        self._mark = now
+        self._mark = now, waited
         if self._bar is not None:
             self._bar.update()
-            self._bar.set_postfix_str(f"{self.images_per_second:,.0f} images/s", refresh=False)
         if step % self._log_every == 0 or step == self._total:
             self._report(step, epoch, images, meter)
 
@@ -61,7 +66,8 @@ class Progress:
 
     def _report(self, step: int, epoch: float, images: int, meter: Meter) -> None:
         means = meter.means_so_far()
-        text = f"loss {means['loss']:.4f}  top-1 {means['top1']:.2f} %  {self.images_per_second:,.0f} images/s"
+        rate = f"{self.images_per_second:,.0f} images/s  data wait {self.data_wait:.0f} %"
+        text = f"loss {means['loss']:.4f}  top-1 {means['top1']:.2f} %  {rate}"
         if self._bar is not None:
             self._bar.set_postfix_str(text)
             return

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -54,15 +55,27 @@ def eval_steps(config: ConfigDict, clock: Clock) -> list[int]:
 
 
 def learning_rate_schedule(config: ConfigDict, clock: Clock) -> optax.Schedule:
-    """The learning rate at a step: `learning_rate` times `decay_factor` for each decay that has been reached.
+    """The learning rate at a step.
 
-    `step` decays after each of `decay_epochs`, `exponential` after every epoch (both in the paper's protocol).
+    `step` multiplies it by `decay_factor` after each of `decay_epochs`, `exponential` after every epoch (both in the
+    paper's protocol); `cosine` follows half a cosine from the end of the warm-up to 0 at the end of training. The
+    warm-up is linear, and reaches the full rate in its last step.
     """
+    scale = config.batch_size / config.base_batch_size if config.base_batch_size else 1.0
+    peak = config.learning_rate * scale
+    total, warmup = clock.step(config.epochs), clock.step(config.warmup_epochs)
+    if config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(peak, max(1, total - warmup))
+        return optax.join_schedules([_linear_warmup(peak, warmup), main], [warmup])
     epochs = config.decay_epochs if config.schedule == "step" else range(1, int(np.ceil(config.epochs)))
     steps = np.asarray([clock.step(epoch) for epoch in epochs], np.int32)
-    rates = config.learning_rate * config.decay_factor ** np.arange(len(steps) + 1)
+    rates = peak * config.decay_factor ** np.arange(len(steps) + 1)
 
-    def schedule(step: jnp.ndarray) -> jnp.ndarray:
-        return jnp.asarray(rates)[jnp.searchsorted(jnp.asarray(steps), step, side="right")]
+    def decayed(step: jax.Array) -> jax.Array:
+        return jnp.asarray(rates)[jnp.searchsorted(jnp.asarray(steps), step + warmup, side="right")]
 
-    return schedule
+    return optax.join_schedules([_linear_warmup(peak, warmup), decayed], [warmup])
+
+
+def _linear_warmup(peak: float, steps: int) -> optax.Schedule:
+    return lambda step: jnp.asarray(peak * (step + 1) / max(1, steps))

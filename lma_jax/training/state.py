@@ -26,12 +26,19 @@ class TrainState:
         step: number of steps taken, int32.
         params, batch_stats: nested dictionaries of arrays, named as the attributes of the model.
         opt_state: state of the optax optimizer.
+        ema: moving average of {"params": ..., "batch_stats": ...}, or None where the run keeps none.
     """
 
     step: jax.Array
     params: Tree
     batch_stats: Tree
     opt_state: Tree
+    ema: Tree = None
+
+    @property
+    def evaluated(self) -> tuple[Tree, Tree]:
+        """The params and batch_stats to evaluate and export: the moving average where there is one."""
+        return (self.ema["params"], self.ema["batch_stats"]) if self.ema else (self.params, self.batch_stats)
 
 
 @dataclass(frozen=True)
@@ -60,21 +67,33 @@ def build_model(config: ConfigDict, num_classes: int) -> nnx.Module:
         axis_name = DATA_AXIS if config.batch_norm == "sync" else None
         return BatchNorm(num_features, axis_name=axis_name, **dd)
 
+    dtype = jnp.dtype(config.dtype)
     return create_model(
         config.model,
         num_classes=num_classes,
         norm_layer=norm_layer,
-        dtype=jnp.dtype(config.dtype),
+        dtype=dtype,
+        param_dtype=jnp.promote_types(dtype, jnp.float32),
         rngs=nnx.Rngs(params=config.seed, dropout=config.seed),
     )
 
 
 def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD as in PyTorch: weight decay joins the gradient of every parameter, then momentum, then the learning rate."""
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, momentum=config.momentum),
-    )
+    """The optimizer that `config` describes.
+
+    `sgd` is PyTorch's: weight decay joins the gradient, then momentum, then the learning rate. `lamb` (You et al.,
+    ICLR 2020) adapts the rate of a layer only where weight decay acts on it, as in "ResNet strikes back".
+    """
+
+    def decayed(params: Tree) -> Tree:
+        return jax.tree.map(lambda leaf: config.decay_norm_and_bias or leaf.ndim > 1, params)
+
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
+    if config.optimizer == "lamb":
+        adapt = optax.masked(optax.scale_by_trust_ratio(), decayed)
+        return optax.chain(*clip, optax.scale_by_adam(eps=1e-6), decay, adapt, optax.scale_by_learning_rate(schedule))
+    return optax.chain(*clip, decay, optax.sgd(schedule, momentum=config.momentum))
 
 
 def create_state(
@@ -87,7 +106,9 @@ def create_state(
 
     def init() -> tuple[Tree, TrainState]:
         network, params, batch_stats = split(build_model(config, num_classes))
-        return network.rng_state, TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+        ema = {"params": params, "batch_stats": batch_stats} if config.ema_decay else None
+        step = jnp.zeros((), jnp.int32)
+        return network.rng_state, TrainState(step, params, batch_stats, optimizer.init(params), ema)
 
     abstract, _, _ = split(nnx.eval_shape(lambda: build_model(config, num_classes)))
     rng_state, state = jax.jit(init, out_shardings=sharding)()

@@ -1,6 +1,6 @@
 """The training and the evaluation step, each one jitted program over a mesh with the axis "data"."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from lma_jax.data.transforms import Preprocessing
+from lma_jax.training.objective import Objective
 from lma_jax.training.state import DATA_AXIS, Network, TrainState, Tree
 
 Metrics = dict[str, jax.Array]
@@ -24,18 +25,23 @@ def data_mesh() -> Mesh:
 
 
 def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
-    """uint8 (N, H, W, 3) -> float32 with the data set's mean and standard deviation taken out."""
+    """uint8 (N, H, W, 3) -> float32, or float64 where JAX has it, without the data set's mean and deviation."""
     mean, std = jnp.asarray(preprocessing.mean), jnp.asarray(preprocessing.std)
-    return (images / jnp.float32(255) - mean) / std
+    return (images / jnp.asarray(255.0) - mean) / std
 
 
-def metric_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Metrics:
-    """Sums over the examples where `mask`: cross-entropy "loss", "top1" and "top5" hits, and their "count"."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+def widened(logits: jax.Array) -> jax.Array:
+    """Logits in float32 or wider, for losses and metrics."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def metric_sums(losses: jax.Array, logits: jax.Array, batch: Any) -> Metrics:
+    """Sums over the examples where the mask is: "loss", "top1" and "top5" hits, their "count", and skipped images."""
     _, ranked = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-    hits = ranked == labels[:, None]
+    hits = ranked == batch["label"][:, None]
     values = {"loss": losses, "top1": hits[:, 0], "top5": hits.any(1), "count": jnp.ones_like(losses)}
-    return {name: jnp.where(mask, value, 0).sum() for name, value in values.items()}
+    sums = {name: jnp.where(batch["mask"], value, 0).sum() for name, value in values.items()}
+    return {**sums, "skipped_images": batch["skipped"].sum()}
 
 
 def make_train_step(
@@ -44,31 +50,74 @@ def make_train_step(
     mesh: Mesh,
     *,
     preprocessing: Preprocessing,
+    objective: Objective,
     seed: int,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+    skip_nonfinite: bool = False,
+) -> jax.stages.Wrapped:
     """`step(state, batch) -> state, metrics`; it donates `state`, and the metrics are sums over the global batch.
 
     Each device works on its share of the batch: gradients and running statistics are averaged over the devices,
-    batch statistics only where the network's BatchNorm says so. Dropout is a function of (seed, step, device).
+    batch statistics only where the network's BatchNorm says so. Dropout and mixing are a function of (seed, step,
+    device, part).
+
+    Args:
+        network: the structure of the model.
+        optimizer: its state is part of the TrainState.
+        mesh: the devices.
+        preprocessing: how images are normalised.
+        objective: what is minimised.
+        seed: of dropout and mixing.
+        accumulate: parts that a device's share is computed in; the gradient is the mean of theirs, and batch
+            statistics are those of a part, as in PyTorch's loop of backward() calls.
+        ema_decay: weight of the past in the moving average of weights and statistics, if the state has one.
+        skip_nonfinite: leave the state as it is where loss or gradients are not finite, and count "skipped_updates".
     """
 
+    def gradients(params: Tree, batch_stats: Tree, batch: Any, key: jax.Array) -> tuple[Tree, Tree, Metrics]:
+        mix_key, dropout_key = jax.random.split(key)
+        images, targets = objective.mix(mix_key, normalize(batch["image"], preprocessing), batch["label"])
+
+        def loss_fn(params: Tree) -> tuple[jax.Array, tuple[Tree, Metrics]]:
+            model = network.bind(params, batch_stats)
+            nnx.reseed(model, dropout=dropout_key)
+            logits = widened(model(images))
+            losses = objective.losses(logits, targets)
+            new_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+            return losses.mean(), (new_stats, metric_sums(losses, logits, batch))
+
+        grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(params)
+        return grads, batch_stats, metrics
+
+    def accumulated(params: Tree, batch_stats: Tree, batch: Any, key: jax.Array) -> tuple[Tree, Tree, Metrics]:
+        parts = jax.tree.map(lambda leaf: leaf.reshape(accumulate, -1, *leaf.shape[1:]), batch)
+        keys = jax.random.split(key, accumulate)
+
+        def add(carry: Any, part: Any) -> tuple[Any, None]:
+            batch_stats, sums = carry
+            grads, batch_stats, metrics = gradients(params, batch_stats, *part)
+            return (batch_stats, jax.tree.map(jnp.add, sums, (grads, metrics))), None
+
+        first = jax.tree.map(lambda leaf: leaf[0], (parts, keys))
+        grads, _, metrics = jax.eval_shape(gradients, params, batch_stats, *first)
+        zeros = jax.tree.map(jnp.zeros_like, (grads, metrics))
+        (batch_stats, (grads, metrics)), _ = jax.lax.scan(add, (batch_stats, zeros), (parts, keys))
+        return jax.tree.map(lambda leaf: leaf / accumulate, grads), batch_stats, metrics
+
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        images = normalize(batch["image"], preprocessing)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), jax.lax.axis_index(DATA_AXIS))
-
-        def loss_fn(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-            model = network.bind(params, state.batch_stats)
-            nnx.reseed(model, dropout=key)
-            logits = model(images).astype(jnp.float32)
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
-            return loss, (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
-
-        grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+        compute = gradients if accumulate == 1 else accumulated
+        grads, batch_stats, metrics = compute(state.params, state.batch_stats, batch, key)
         grads, batch_stats = jax.lax.pmean((grads, batch_stats), DATA_AXIS)
+        metrics = jax.lax.psum(metrics, DATA_AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = metric_sums(logits, batch["label"], jnp.ones_like(batch["label"], bool))
-        return TrainState(state.step + 1, params, batch_stats, opt_state), jax.lax.psum(metrics, DATA_AXIS)
+        ema = state.ema and optax.incremental_update(
+            {"params": params, "batch_stats": batch_stats}, state.ema, 1 - ema_decay
+        )
+        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+        return _skip_nonfinite(state, new, grads, metrics) if skip_nonfinite else (new, metrics)
 
     sharded = jax.shard_map(
         step, mesh=mesh, in_specs=(REPLICATED, SHARDED), out_specs=(REPLICATED, REPLICATED), check_vma=False
@@ -76,16 +125,23 @@ def make_train_step(
     return jax.jit(sharded, donate_argnums=0)
 
 
-def make_eval_step(
-    network: Network, mesh: Mesh, *, preprocessing: Preprocessing
-) -> Callable[[Tree, Tree, Any], Metrics]:
+def _skip_nonfinite(old: TrainState, new: TrainState, grads: Tree, metrics: Metrics) -> tuple[TrainState, Metrics]:
+    """The new state and metrics, or the old state one step further and no metrics where something is not finite."""
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads))
+    kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, replace(old, step=new.step))
+    counted = {name: jnp.where(finite, value, jnp.zeros_like(value)) for name, value in metrics.items()}
+    return kept, {**counted, "skipped_updates": jnp.where(finite, 0, 1)}
+
+
+def make_eval_step(network: Network, mesh: Mesh, *, preprocessing: Preprocessing) -> jax.stages.Wrapped:
     """`step(params, batch_stats, batch) -> metrics`, sums over the examples of the global batch where its mask is."""
 
     def step(params: Tree, batch_stats: Tree, batch: Any) -> Metrics:
         model = network.bind(params, batch_stats)
         model.eval()
-        logits = model(normalize(batch["image"], preprocessing)).astype(jnp.float32)
-        return jax.lax.psum(metric_sums(logits, batch["label"], batch["mask"]), DATA_AXIS)
+        logits = widened(model(normalize(batch["image"], preprocessing)))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return jax.lax.psum(metric_sums(losses, logits, batch), DATA_AXIS)
 
     sharded = jax.shard_map(
         step, mesh=mesh, in_specs=(REPLICATED, REPLICATED, SHARDED), out_specs=REPLICATED, check_vma=False

@@ -1,25 +1,32 @@
 """The training loop."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from lma_jax.data.loader import Batch, to_device, train_batches
+from lma_jax.data.loader import Batch, Timed, to_device, train_batches
 from lma_jax.data.sources import open_source
-from lma_jax.data.transforms import preprocessing_from
-from lma_jax.errors import UserError
-from lma_jax.training.checkpoint import Checkpoints
-from lma_jax.training.config import validate
+from lma_jax.data.transforms import augmentation_from, preprocessing_from
+from lma_jax.errors import InterruptedRun, UserError
+from lma_jax.flops import count_macs
+from lma_jax.training.checkpoint import Checkpoint, Checkpoints
+from lma_jax.training.config import differences, validate
+from lma_jax.training.distributed import StopSignal
 from lma_jax.training.evaluation import evaluate
-from lma_jax.training.metrics import Meter, MetricsWriter
-from lma_jax.training.pictures import draw_curves, draw_examples
-from lma_jax.training.progress import Progress
+from lma_jax.training.initial import load_initial
+from lma_jax.training.metrics import Meter, NonFiniteError
+from lma_jax.training.objective import Objective
+from lma_jax.training.profiler import Profiler
+from lma_jax.training.report import Reporter
 from lma_jax.training.schedule import Clock, eval_steps, learning_rate_schedule
-from lma_jax.training.state import TrainState, build_optimizer, create_state
+from lma_jax.training.state import Network, TrainState, build_optimizer, create_state
 from lma_jax.training.step import REPLICATED, SHARDED, data_mesh, make_eval_step, make_train_step
 
 
@@ -28,24 +35,40 @@ class Trainer:
 
     Args:
         config: the recipe, see configs/common.py.
-        workdir: folder that receives checkpoints/, metrics.jsonl, tensorboard/ and curves.png.
+        workdir: folder that receives checkpoints/, metrics.jsonl, tensorboard/ and curves.png; one and the same for
+            all processes of a job.
+        change_config: resume even if the config differs from the checkpoint's.
+        profile: trace five steps into <workdir>/profile.
 
     Raises:
         UserError: a bad config, missing data or an unwritable workdir.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path):
+    def __init__(self, config: ConfigDict, workdir: Path, *, change_config: bool = False, profile: bool = False):
         validate(config)
         self.config = config
         self.workdir = workdir
+        self.change_config = change_config
+        self.profile_folder = workdir / "profile" if profile else None
         self.preprocessing = preprocessing_from(config)
         self.train_source = open_source(config.dataset, config.train_split, data_dir=config.data_dir)
         self.val_source = open_source(config.dataset, config.val_split, data_dir=config.data_dir)
+        self.num_classes = self.train_source.num_classes
+        if self.val_source.num_classes != self.num_classes:
+            raise UserError(
+                f"{self.train_source.name} has {self.num_classes} classes, but {self.val_source.name} has "
+                f"{self.val_source.num_classes}: give both the same class folders"
+            )
         self.clock = Clock(len(self.train_source), config.batch_size)
         self.eval_steps = eval_steps(config, self.clock)
         self.schedule = learning_rate_schedule(config, self.clock)
         self.optimizer = build_optimizer(config, self.schedule)
         self.mesh = data_mesh()
+        self.reading = {
+            "threads": config.data_threads,
+            "workers": config.data_workers,
+            "on_bad_image": config.on_bad_image,
+        }
         _make_writable(workdir)
 
     def fit(self) -> None:
@@ -54,112 +77,217 @@ class Trainer:
         Two runs are bit-identical, and so is a run that was killed at any moment and started again.
 
         Raises:
-            UserError: the checkpoints of the workdir are all damaged, or of another network.
+            UserError: the checkpoints of the workdir are all damaged, of another network or of another config; an
+                image is undecodable and config.on_bad_image is "error"; or the loss is not finite and
+                config.on_nonfinite is "stop".
+            InterruptedRun: SIGTERM or SIGINT stopped the run, and its state is saved.
         """
-        config, workdir = self.config, self.workdir
-        replicated = NamedSharding(self.mesh, REPLICATED)
-        network, state = create_state(config, self.train_source.num_classes, self.optimizer, replicated)
-        train_step = make_train_step(
-            network, self.optimizer, self.mesh, preprocessing=self.preprocessing, seed=config.seed
-        )
-        eval_step = make_eval_step(network, self.mesh, preprocessing=self.preprocessing)
-        with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
-            state = checkpoints.restore(state) or state
-            start, total = int(state.step), self.eval_steps[-1]
-            self._announce(state)
-            with (
-                MetricsWriter(workdir, step=start) as writer,
-                Progress(start=start, total=total, log_every=config.log_every) as progress,
-            ):
-                meter = Meter()
-                for step, batch in zip(range(start + 1, total + 1), self._batches(start)):
-                    if step == 1:
-                        draw_examples(workdir, batch["image"].addressable_data(0))
-                    state, metrics = train_step(state, batch)
-                    meter.add(metrics)
-                    progress.update(step, self.clock.epoch(step), config.batch_size, meter)
-                    if step in self.eval_steps:
-                        row = {**self._train_row(step, meter.means(), progress), **self._evaluate(eval_step, state)}
-                        writer.write(row)
-                        checkpoints.save(state, self._metadata(row), top1=row["val_top1"])
-                        draw_curves(workdir, title=f"{config.model} on {config.dataset}")
-                        progress.line(_summary(row))
-                        progress.pause()
-                        meter = Meter()
-                    elif step % config.log_every == 0:
-                        writer.write(self._train_row(step, meter.means_so_far(), progress))
-        print(f"trained {config.model} for {total:,} steps; checkpoints, metrics.jsonl and curves.png are in {workdir}")
-
-    def _announce(self, state: TrainState) -> None:
-        size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        devices = jax.devices()
-        print(
-            f"{self.config.model}: {size:,} parameters on {len(devices)} x {devices[0].device_kind}; "
-            f"{len(self.train_source):,} training and {len(self.val_source):,} validation images "
-            f"of {self.config.dataset}, {self.train_source.num_classes} classes; "
-            f"{self.eval_steps[-1]:,} steps of {self.config.batch_size:,}"
-        )
-        if state.step:
-            print(f"resuming after step {int(state.step):,} from {self.workdir}")
-
-    def _batches(self, start_step: int) -> Iterator[Batch]:
         config = self.config
-        batches = train_batches(
-            self.train_source,
-            preprocessing=self.preprocessing,
-            crop_scale=config.crop_scale,
-            flip=config.flip,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=start_step,
-            threads=config.data_threads,
-        )
-        return to_device(batches, NamedSharding(self.mesh, SHARDED))
+        network, state = create_state(config, self.num_classes, self.optimizer, NamedSharding(self.mesh, REPLICATED))
+        with Checkpoints(self.workdir, keep=config.keep_checkpoints) as checkpoints, StopSignal() as stop:
+            state, saved, origin = self._first_state(checkpoints, state)
+            start = int(state.step)
+            with Reporter(config, self.workdir, self.clock, start=start, eval_steps=self.eval_steps) as reporter:
+                reporter.say(self._description(network, state))
+                reporter.say(origin)
+                run = Run(self, network, state, saved, checkpoints=checkpoints, reporter=reporter, stop=stop)
+                run.finish()
 
-    def _evaluate(self, eval_step: Any, state: TrainState) -> dict[str, float]:
+    def _first_state(self, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Checkpoint | None, str]:
+        """The state to go on from, the checkpoint that it is from, if any, and its origin in words."""
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state, checkpoint = restored
+            changed = differences(self.config, checkpoint.metadata["config"])
+            if changed and not self.change_config:
+                raise UserError(
+                    f"{self.workdir} holds a run with another config: {', '.join(changed)}. Take another --workdir, "
+                    "or resume with these values by --change_config"
+                )
+            return state, checkpoint, f"resuming after step {checkpoint.step:,} from {self.workdir}"
+        if self.config.init_from:
+            state, origin = load_initial(self.config, state)
+            return state, None, f"starting from {origin}"
+        return state, None, f"starting from random weights (seed {self.config.seed})"
+
+    def _description(self, network: Network, state: TrainState) -> str:
+        size, devices = sum(leaf.size for leaf in jax.tree.leaves(state.params)), jax.devices()
+        side = self.preprocessing.image_size
+        images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+
+        def forward(params: Any, batch_stats: Any, images: Any) -> Any:
+            model = network.bind(params, batch_stats)
+            model.eval()
+            return model(images)
+
+        macs = count_macs(forward, state.params, state.batch_stats, images)
+        return (
+            f"{self.config.model}: {size:,} parameters, {macs / 1e9:.3f} G multiply-accumulates at {side} pixels; "
+            f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} processes\n"
+            f"{self.config.dataset}: {len(self.train_source):,} training and {len(self.val_source):,} validation "
+            f"images, {self.num_classes} classes; {self.eval_steps[-1]:,} steps of {self.config.batch_size:,}"
+        )
+
+
+class Run:
+    """A run on its way: its state, and what was measured since the last evaluation."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        network: Network,
+        state: TrainState,
+        saved: Checkpoint | None,
+        *,
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+        stop: StopSignal,
+    ):
+        self.trainer = trainer
+        self.state = state
+        self.step = int(state.step)
+        self.meter = Meter(saved.metadata["sums"] if saved else None)
+        self.evaluation_is_due = saved is not None and not saved.metadata["metrics"] and self.step in trainer.eval_steps
+        self.checkpoints = checkpoints
+        self.reporter = reporter
+        self.stop = stop
+        self.train_step = self._compiled_train_step(network)
+        self.eval_step = make_eval_step(network, trainer.mesh, preprocessing=trainer.preprocessing)
+
+    def finish(self) -> None:
+        """Trains to the last step, or to the step at which a signal or a loss stops it."""
+        try:
+            self._train_to_the_end()
+        except InterruptedRun as interruption:
+            self._save({})
+            self.checkpoints.wait()
+            raise InterruptedRun(
+                f"stopped by {interruption} after step {self.step:,}; the newest checkpoint in {self.trainer.workdir} "
+                f"is {self.checkpoints.newest}, and the same command goes on from there"
+            ) from None
+        except NonFiniteError as error:
+            self.checkpoints.wait()
+            newest = self.checkpoints.newest
+            raise UserError(
+                f"{error}; the newest good checkpoint in {self.trainer.workdir} is {newest}. Try a lower "
+                "config.learning_rate, config.clip_norm=1.0, or config.on_nonfinite=skip"
+            ) from error
+
+    def _train_to_the_end(self) -> None:
+        trainer = self.trainer
+        if self.evaluation_is_due:
+            self._evaluate()
+        profiler = Profiler(trainer.profile_folder, start=self.step)
+        batches = Timed(self._batches())
+        while self.step < trainer.eval_steps[-1]:
+            batch = next(batches)
+            if self.step == 0:
+                self.reporter.examples(batch["image"].addressable_data(0))
+            profiler.before(self.step + 1)
+            self.state, metrics = self.train_step(self.state, batch)
+            self.step += 1
+            self.meter.add(self.step, metrics)
+            self.reporter.step(self.step, self.meter, learning_rate=self._learning_rate, waited=batches.seconds)
+            self.reporter.say(profiler.after(self.step, metrics))
+            self.stop.check()
+            if self.step in trainer.eval_steps:
+                self._evaluate()
+        self.reporter.say(
+            f"trained {trainer.config.model} for {self.step:,} steps; checkpoints, metrics.jsonl and curves.png are in "
+            f"{trainer.workdir}"
+        )
+
+    def _evaluate(self) -> None:
+        """Evaluates, reports and saves."""
+        trainer = self.trainer
+        train_means = self.meter.means()
         scores = evaluate(
-            eval_step,
-            state.params,
-            state.batch_stats,
-            self.val_source,
-            mesh=self.mesh,
-            preprocessing=self.preprocessing,
-            batch_size=self.config.eval_batch_size,
-            threads=self.config.data_threads,
+            self.eval_step,
+            *self.state.evaluated,
+            trainer.val_source,
+            mesh=trainer.mesh,
+            preprocessing=trainer.preprocessing,
+            batch_size=trainer.config.eval_batch_size,
+            check=self.stop.check,
+            **trainer.reading,
         )
-        return _prefixed("val", scores)
+        row = self.reporter.evaluation(self.step, train_means, scores, learning_rate=self._learning_rate)
+        self.meter = Meter()
+        self._save(row)
 
-    def _train_row(self, step: int, means: dict[str, float], progress: Progress) -> dict[str, Any]:
-        return {
-            "step": step,
-            "epoch": self.clock.epoch(step),
-            **_prefixed("train", means),
-            "learning_rate": float(self.schedule(step - 1)),
-            "images_per_second": progress.images_per_second,
-        }
-
-    def _metadata(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "model": self.config.model,
-            "num_classes": self.train_source.num_classes,
-            "preprocessing": vars(self.preprocessing),
-            "config": self.config.to_dict(),
+    def _save(self, row: dict[str, Any]) -> None:
+        """Saves the state with the metrics of its evaluation; none where it is still to be evaluated."""
+        trainer = self.trainer
+        sums = self.meter.sums()
+        norm = float(jax.jit(optax.tree.norm)(self.state.params))
+        if not jnp.isfinite(norm):
+            raise NonFiniteError(f"the norm of the weights is {norm} after step {self.step:,}")
+        metadata = {
+            "model": trainer.config.model,
+            "num_classes": trainer.num_classes,
+            "preprocessing": vars(trainer.preprocessing),
+            "config": trainer.config.to_dict(),
             "metrics": row,
+            "sums": sums,
         }
+        self.checkpoints.save(self.state, metadata, top1=row.get("val_top1", -1.0))
 
+    def _batches(self) -> Iterator[Batch]:
+        trainer = self.trainer
+        batches = train_batches(
+            trainer.train_source,
+            augmentation=augmentation_from(trainer.config),
+            batch_size=trainer.config.batch_size,
+            seed=trainer.config.seed,
+            start_step=self.step,
+            **trainer.reading,
+        )
+        return to_device(batches, NamedSharding(trainer.mesh, SHARDED))
 
-def _prefixed(split: str, means: dict[str, float]) -> dict[str, float]:
-    return {f"{split}_{name}": value for name, value in means.items()}
+    @property
+    def _learning_rate(self) -> float:
+        """Of the last step."""
+        return float(self.trainer.schedule(jnp.asarray(self.step - 1)))
 
+    def _compiled_train_step(self, network: Network) -> Callable[[TrainState, Any], Any]:
+        trainer, config = self.trainer, self.trainer.config
+        objective = Objective(
+            num_classes=trainer.num_classes,
+            loss=config.loss,
+            label_smoothing=config.label_smoothing,
+            target_threshold=config.target_threshold,
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+        )
+        train_step = make_train_step(
+            network,
+            trainer.optimizer,
+            trainer.mesh,
+            preprocessing=trainer.preprocessing,
+            objective=objective,
+            seed=config.seed,
+            accumulate=config.accumulate,
+            ema_decay=config.ema_decay,
+            skip_nonfinite=config.on_nonfinite == "skip",
+        )
+        start = time.perf_counter()
+        compiled = train_step.lower(self.state, self._batch_shapes()).compile()
+        self.reporter.say(f"compiled the training step in {time.perf_counter() - start:.1f} s")
+        return compiled
 
-def _summary(row: dict[str, Any]) -> str:
-    loss, top1, top5 = (row[f"val_{name}"] for name in ("loss", "top1", "top5"))
-    return f"epoch {row['epoch']:.2f}  val loss {loss:.4f}  val top-1 {top1:.2f} %  val top-5 {top5:.2f} %"
+    def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        config, sharding = self.trainer.config, NamedSharding(self.trainer.mesh, SHARDED)
+        size, side = config.batch_size, config.train_image_size
+        image = jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8, sharding=sharding)
+        label, mask, skipped = (
+            jax.ShapeDtypeStruct((size,), dtype, sharding=sharding) for dtype in (jnp.int32, jnp.bool, jnp.int32)
+        )
+        return {"image": image, "label": label, "mask": mask, "skipped": skipped}
 
 
 def _make_writable(workdir: Path) -> None:
     """Creates the folder and makes sure, before hours are spent, that files can be written there."""
-    probe = workdir / ".writable"
+    probe = workdir / f".writable-{jax.process_index()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.touch()

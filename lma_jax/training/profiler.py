@@ -1,0 +1,30 @@
+"""A trace of a few training steps."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+class Profiler:
+    """Traces five steps, ten after the start, into `folder`, for Perfetto (perfetto.dev) or XProf; None: no trace."""
+
+    WARM_UP = 10
+    STEPS = 5
+
+    def __init__(self, folder: Path | None, *, start: int):
+        self._folder = folder
+        self._first = start + self.WARM_UP + 1
+
+    def before(self, step: int) -> None:
+        """Is called before each step."""
+        if self._folder is not None and step == self._first:
+            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+
+    def after(self, step: int, result: Any) -> str | None:
+        """Is called after each step with something it computed; says where the trace is when it is complete."""
+        if self._folder is None or step != self._first + self.STEPS - 1:
+            return None
+        jax.block_until_ready(result)
+        jax.profiler.stop_trace()
+        return f"trace of steps {self._first:,} to {step:,}: {self._folder}"

@@ -1,0 +1,119 @@
+"""A network of one convolution that compiles in a second, in both frameworks, for tests of training itself."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from ml_collections import ConfigDict
+
+import lma_jax.layers
+import lma_torch
+from configs import common
+from lma_jax.data.transforms import Preprocessing
+from lma_jax.registry import HOSTS
+from lma_jax.training.objective import Objective
+from lma_jax.training.schedule import Clock, learning_rate_schedule
+from lma_jax.training.state import build_optimizer, create_state
+from lma_jax.training.step import REPLICATED, SHARDED, make_eval_step, make_train_step
+
+PREPROCESSING = Preprocessing(image_size=16, resize_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+CLASSES = 10
+
+
+class Tiny(nnx.Module):
+    """Convolution, normalisation, attention, and a head with dropout."""
+
+    def __init__(self, *, num_classes, attention, norm_layer=lma_jax.layers.BatchNorm, dropout=0.0, rngs, **dd):
+        self.conv1 = lma_jax.layers.conv(3, 8, 3, stride=2, rngs=rngs, **dd)
+        self.bn1 = norm_layer(8, rngs=rngs, **dd)
+        self.attention = None if attention is None else attention(8, rngs=rngs, **dd)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.fc = nnx.Linear(8, num_classes, rngs=rngs, **dd)
+
+    def __call__(self, x):
+        x = self.bn1(self.conv1(x))
+        x = x if self.attention is None else self.attention(x)
+        return self.fc(self.dropout(nnx.relu(x).mean((1, 2))))
+
+
+class TorchTiny(torch.nn.Module):
+    """Its twin, with attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(8)
+        self.attention = lma_torch.LMA(8)
+        self.fc = torch.nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.attention(self.bn1(self.conv1(x)))).mean((2, 3)))
+
+
+def register(monkeypatch) -> None:
+    """Makes tiny, tiny_lma and tinydropout known to create_model for the length of a test."""
+    monkeypatch.setitem(HOSTS, "tiny", Tiny)
+    monkeypatch.setitem(HOSTS, "tinydropout", partial(Tiny, dropout=0.5))
+
+
+def recipe(**values) -> ConfigDict:
+    """The paper's recipe with another model and `values`; an epoch has two steps."""
+    config = common.get_config()
+    config.update(model="tiny_lma", dtype="float32", batch_norm="sync", batch_size=16, epochs=10.0)
+    config.update(decay_epochs=(1.0, 2.0), **values)
+    return config
+
+
+class Trial:
+    """A small training run on some of the devices."""
+
+    def __init__(self, *, devices: int = 1, seed: int = 0, **values):
+        config = recipe(**values)
+        self.config = config
+        self.optimizer = build_optimizer(config, learning_rate_schedule(config, Clock(32, config.batch_size)))
+        self.mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+        self.network, self.state = create_state(config, CLASSES, self.optimizer, NamedSharding(self.mesh, REPLICATED))
+        self.objective = Objective(
+            CLASSES, config.loss, config.label_smoothing, config.target_threshold, config.mixup, config.cutmix
+        )
+        self.train_step = make_train_step(
+            self.network,
+            self.optimizer,
+            self.mesh,
+            preprocessing=PREPROCESSING,
+            objective=self.objective,
+            seed=seed,
+            accumulate=config.accumulate,
+            ema_decay=config.ema_decay,
+            skip_nonfinite=config.on_nonfinite == "skip",
+        )
+        self.eval_step = make_eval_step(self.network, self.mesh, preprocessing=PREPROCESSING)
+
+    def place(self, batch):
+        return jax.device_put(batch, NamedSharding(self.mesh, SHARDED))
+
+    def train(self, *batches) -> dict[str, float]:
+        """Takes a step on each batch and returns the last one's metrics."""
+        for batch in batches:
+            self.state, metrics = jax.block_until_ready(self.train_step(self.state, self.place(batch)))
+        return {name: float(value) for name, value in metrics.items()}
+
+
+def batch(seed: int, size: int = 16) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (size, 16, 16, 3), np.uint8)
+    label = rng.integers(0, CLASSES, size).astype(np.int32)
+    return {"image": image, "label": label, "mask": np.ones(size, bool), "skipped": np.zeros(size, np.int32)}
+
+
+def assert_close(actual, expected, tolerance: float):
+    """Leaf by leaf, relative to the largest value of the leaf."""
+    others = dict(jax.tree_util.tree_leaves_with_path(actual))
+    for path, value in jax.tree_util.tree_leaves_with_path(expected):
+        scale = float(np.abs(np.asarray(value)).max()) or 1.0
+        np.testing.assert_allclose(
+            np.asarray(others[path]) / scale, np.asarray(value) / scale, atol=tolerance, rtol=0, err_msg=str(path)
+        )
