@@ -1,5 +1,6 @@
 """Checkpoints: exact, verified, and passed over where they are damaged."""
 
+import resource
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def save(workdir: Path, *steps: int, keep: int = 9) -> None:
 
 def restore(workdir: Path, template: TrainState | None = None) -> TrainState | None:
     with Checkpoints(workdir, keep=9) as checkpoints:
-        return checkpoints.restore(template or state(0))
+        restored = checkpoints.restore(template or state(0))
+        return restored and restored[0]
 
 
 def data_file(workdir: Path, step: int) -> Path:
@@ -128,6 +130,48 @@ def test_a_checkpoint_of_another_network_is_refused_naming_the_differences(tmp_p
     save(tmp_path, 1)
     with pytest.raises(UserError, match=r"another network, a tiny with 3 classes \(3 differences: .*conv1/kernel"):
         restore(tmp_path, state(0, width=6))
+
+
+def test_a_full_disk_is_reported_and_the_next_save_tries_again(tmp_path, capsys, monkeypatch):
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        for step, free in ((1, 10**9), (2, 50), (3, 10**9)):
+            monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(0, 0, free))
+            checkpoints.save(state(step), {}, top1=0.0)
+        checkpoints.wait()
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == 1
+        assert "could not be written" in errors
+        assert "MB are free on the disk" in errors
+        assert "training goes on, the newest checkpoint is 1" in errors
+        assert checkpoints.newest == 3
+    assert load_checkpoint(tmp_path, "3").step == 3
+
+
+def test_a_write_that_fails_halfway_leaves_no_checkpoint_and_the_next_save_tries_again(tmp_path, capsys):
+    """As a quota or a broken disk would: files of more than a few bytes cannot be written for a while."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        checkpoints.save(state(1), {}, top1=0.0)
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            checkpoints.save(state(2), {}, top1=0.0)
+            checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert checkpoints.newest == 1
+        assert "warning: a checkpoint could not be written" in capsys.readouterr().err
+        checkpoints.save(state(3), {}, top1=0.0)
+    assert load_checkpoint(tmp_path, "3").step == 3
+    assert [path.name for path in (tmp_path / "checkpoints").glob("2*")] in ([], ["2.orbax-checkpoint-tmp"])
+
+
+def test_a_state_saved_on_a_signal_is_replaced_once_it_is_evaluated(tmp_path):
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        checkpoints.save(state(1), {"metrics": {}}, top1=-1.0)
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        checkpoints.save(state(1), {"metrics": {"val_top1": 50.0}}, top1=50.0)
+    assert load_checkpoint(tmp_path, "1").metadata["metrics"] == {"val_top1": 50.0}
 
 
 @pytest.mark.parametrize("step", ["3", "first"])

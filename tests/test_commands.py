@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import lma_torch
 
-RECIPES = ["resnet18_lma", "resnet34_lma", "resnet50_lma", "resnet101_lma", "resnet152_lma", "mobilenetv2_lma"]
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*_lma*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_an_imagenet_recipe_says_how_to_prepare_the_missing_data(recipe, tmp_pat
         f"--workdir={tmp_path}/run",
     )
     assert "imagenet2012" in line
-    assert "tfds build imagenet2012 --file_format=array_record" in line
+    assert "python -m lma_jax.data.prepare --archives=" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -118,6 +118,17 @@ def test_an_imagenet_recipe_says_how_to_prepare_the_missing_data(recipe, tmp_pat
         ([TINY[0], "--config.dataset=digit"], "TFDS knows no data set 'digit'"),
         ([TINY[0], "--config.val_split=validation"], "has no split 'validation'"),
         ([TINY[0], "--config.epochs=1e-4"], "less than one step"),
+        ([TINY[0], "--config.schedule=cosin"], "did you mean 'cosine'?"),
+        ([TINY[0], "--config.accumulate=3"], "must be a multiple of 1, the number of devices times accumulate (3)"),
+        ([TINY[0], "--config.dtype=float64"], "needs the environment variable JAX_ENABLE_X64=1"),
+        ([TINY[0], "--config.warm_start=exact"], "needs config.init_from"),
+        ([TINY[0], "--config.init_from=nowhere"], "nowhere holds no checkpoint"),
+        ([TINY[0], "--config.warmup_epochs=20"], "must be below epochs (10.0)"),
+        ([TINY[0], "--config.label_smoothing=1"], "from 0 to below 1"),
+        ([TINY[0], "--config.rand_augment=11"], "a magnitude from 0 to 10"),
+        ([TINY[0], "--config.dataset=folder"], "needs config.data_dir"),
+        ([TINY[0], "--config.wandb_project=lma"], "pip install wandb"),
+        ([TINY[0], "--distributed"], "cannot join the other processes"),
         ([TINY[0], "--wordkir=x"], "wordkir"),
         ([TINY[0], "epochs=3"], "unexpected argument 'epochs=3'"),
     ],
@@ -135,7 +146,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
 
 def test_the_trainer_runs_on_four_devices(tmp_path):
     output = run("lma_jax.train", *TINY, f"--workdir={tmp_path}", "--config.batch_norm=sync", devices=4)
-    assert "on 4 x cpu" in output
+    assert "; 4 x cpu in 1 processes" in output
     assert "trained resnet18_lma for 18 steps" in output
 
 
@@ -217,14 +228,18 @@ def test_verification_asks_for_one_of_its_two_forms(options):
 
 
 def test_every_recipe_names_its_command():
-    for recipe in (ROOT / "configs").glob("*_lma.py"):
-        assert f"python -m lma_jax.train --config configs/{recipe.name}" in recipe.read_text()
+    for recipe in RECIPES:
+        text = (ROOT / f"configs/{recipe}.py").read_text()
+        assert f"python -m lma_jax.train --config configs/{recipe}.py" in text
+        assert "Hardware: " in text
+        assert "Expected: " in text
 
 
 @pytest.mark.parametrize(
     ("module", "options"),
     [
-        ("lma_jax.train", ["--config", "--workdir"]),
+        ("lma_jax.train", ["--config", "--workdir", "--change_config", "--coordinator"]),
+        ("lma_jax.data.prepare", ["--archives", "--folder"]),
         ("lma_jax.evaluate", ["--checkpoint", "--data"]),
         ("convert.to_torch", ["--checkpoint", "--output"]),
         ("convert.verify", ["--model", "--weights"]),

@@ -73,7 +73,7 @@ class Checkpoints:
 
     @property
     def newest(self) -> int | None:
-        """The step of the newest checkpoint that is written."""
+        """The step of the newest checkpoint that is written, None before the first."""
         return next(iter(_steps(self._folder)), None)
 
     def save(self, state: TrainState, metadata: dict[str, Any], *, top1: float) -> None:
@@ -86,6 +86,7 @@ class Checkpoints:
         record = {"metadata": metadata, "checksums": {path: _checksum(array) for path, array in arrays.items()}}
         self.wait()
         try:
+            self._require_space(sum(array.nbytes for array in arrays.values()))
             if step in self._manager.all_steps():  # saved on a signal, and evaluated since
                 self._manager.delete(step)
             self._manager.save(
@@ -132,6 +133,12 @@ class Checkpoints:
             while target.exists():
                 target = target.with_name(target.name + "_")
             (self._folder / str(step)).rename(target)
+
+    def _require_space(self, size: int) -> None:
+        """Raises an OSError where the disk lacks room; Orbax would say so in a thousand lines."""
+        free = shutil.disk_usage(self._folder).free
+        if free < 1.1 * size:
+            raise OSError(f"{free / 1e6:,.0f} MB are free on the disk, {1.1 * size / 1e6:,.0f} MB are needed")
 
     def _report(self, error: Exception) -> None:
         if jax.process_count() > 1:

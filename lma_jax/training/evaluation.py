@@ -52,7 +52,7 @@ def evaluate(
         workers=workers,
         on_bad_image=on_bad_image,
     )
-    meter = Meter()
+    meter = Meter(unit="batch of evaluation")
     for number, batch in enumerate(to_device(batches, NamedSharding(mesh, SHARDED)), start=1):
         meter.add(number, eval_step(params, batch_stats, batch))
         check()

@@ -29,9 +29,11 @@ class Meter:
 
     Args:
         sums: what `sums` gave for the steps so far.
+        unit: what a step is called in an error.
     """
 
-    def __init__(self, sums: Mapping[str, float] | None = None) -> None:
+    def __init__(self, sums: Mapping[str, float] | None = None, *, unit: str = "step") -> None:
+        self._unit = unit
         self._sums: Counter[str] = Counter(sums or {})
         self._pending: list[tuple[int, Metrics]] = []
         self._delay = 0 if jax.default_backend() == "cpu" else 1
@@ -70,7 +72,7 @@ class Meter:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             for name, value in values.items():
                 if not math.isfinite(value):
-                    raise NonFiniteError(f"the {name} is {value} at step {step:,}")
+                    raise NonFiniteError(f"the {name} is {value} at {self._unit} {step:,}")
             self._sums.update(values)
 
 

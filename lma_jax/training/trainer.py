@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
@@ -168,9 +167,10 @@ class Run:
         except NonFiniteError as error:
             self.checkpoints.wait()
             newest = self.checkpoints.newest
+            good = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
             raise UserError(
-                f"{error}; the newest good checkpoint in {self.trainer.workdir} is {newest}. Try a lower "
-                "config.learning_rate, config.clip_norm=1.0, or config.on_nonfinite=skip"
+                f"{error}; {good} in {self.trainer.workdir}. Try a lower config.learning_rate, config.clip_norm=1.0, "
+                "or config.on_nonfinite=skip"
             ) from error
 
     def _train_to_the_end(self) -> None:
@@ -219,9 +219,8 @@ class Run:
         """Saves the state with the metrics of its evaluation; none where it is still to be evaluated."""
         trainer = self.trainer
         sums = self.meter.sums()
-        norm = float(jax.jit(optax.tree.norm)(self.state.params))
-        if not jnp.isfinite(norm):
-            raise NonFiniteError(f"the norm of the weights is {norm} after step {self.step:,}")
+        if not _all_finite(self.state.params):
+            raise NonFiniteError(f"a weight is infinite or no number after step {self.step:,}")
         metadata = {
             "model": trainer.config.model,
             "num_classes": trainer.num_classes,
@@ -283,6 +282,11 @@ class Run:
             jax.ShapeDtypeStruct((size,), dtype, sharding=sharding) for dtype in (jnp.int32, jnp.bool, jnp.int32)
         )
         return {"image": image, "label": label, "mask": mask, "skipped": skipped}
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _make_writable(workdir: Path) -> None:
