@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from lma_jax import cli
+from lma_jax.errors import UserError
 
 CONFIG = cli.define_config_flag()
 flags.declare_key_flag("config")  # or else --help leaves it out
@@ -28,12 +29,23 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in the jo
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Rank of this process, from 0.", lower_bound=0)
 
 
+DETERMINISTIC = flags.DEFINE_bool("deterministic", True, "Have GPUs compute the same bits in every run; off is faster.")
+
+
 def main() -> None:
+    config, name = cli.load_config(CONFIG)
+    if None in (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value) and not DISTRIBUTED.value:
+        given = {COORDINATOR.name: COORDINATOR, NUM_PROCESSES.name: NUM_PROCESSES, PROCESS_ID.name: PROCESS_ID}
+        missing = [f"--{name}" for name, flag in given.items() if flag.value is None]
+        if len(missing) < len(given):
+            raise UserError(f"a job of several processes needs {' and '.join(missing)} as well")
+    if DETERMINISTIC.value:  # read when JAX starts
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+
     import jax
 
     from lma_jax.training.distributed import ending_together, join
 
-    config, name = cli.load_config(CONFIG)
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", str(Path(CACHE.value).expanduser()))
     if DISTRIBUTED.value or COORDINATOR.value:

@@ -128,6 +128,7 @@ def test_an_imagenet_recipe_says_how_to_prepare_the_missing_data(recipe, tmp_pat
         ([TINY[0], "--config.rand_augment=11"], "a magnitude from 0 to 10"),
         ([TINY[0], "--config.dataset=folder"], "needs config.data_dir"),
         ([TINY[0], "--config.wandb_project=lma"], "pip install wandb"),
+        ([TINY[0], "--num_processes=2"], "needs --coordinator and --process_id as well"),
         ([TINY[0], "--distributed"], "cannot join the other processes"),
         ([TINY[0], "--wordkir=x"], "wordkir"),
         ([TINY[0], "epochs=3"], "unexpected argument 'epochs=3'"),
@@ -159,6 +160,8 @@ def test_an_unwritable_workdir_is_refused(tmp_path):
 def test_training_refuses_the_checkpoints_of_another_network(copy):
     before = contents(copy)
     line = fail("lma_jax.train", *TINY, "--config.model=resnet18", f"--workdir={copy}")
+    assert "holds a run with another config: model='resnet18' (checkpoint: 'resnet18_lma')" in line
+    line = fail("lma_jax.train", *TINY, "--config.model=resnet18", f"--workdir={copy}", "--change_config")
     assert "is of another network, a resnet18_lma with 10 classes" in line
     assert contents(copy) == before
 

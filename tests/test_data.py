@@ -43,7 +43,7 @@ def encode(image: Image.Image, file_format: str = "png", **options) -> bytes:
 def numbered_source(size: int) -> Source:
     """Images whose brightness is their index, so that a batch tells what is in it."""
     records = [{"image": encode(Image.new("L", (8, 8), index)), "label": index % 10} for index in range(size)]
-    return Source("numbers", records, num_classes=10)
+    return Source("numbers", records, classes=[*"0123456789"])
 
 
 def training(source: Source, *, start_step=0, seed=3, batch_size=4, crop_scale=(1.0, 1.0), **options):
@@ -148,7 +148,7 @@ def test_half_of_the_training_images_are_mirrored(noise):
 def test_evaluation_pixels_are_a_resize_then_the_centre(noise):
     image = eval_image(noise, Preprocessing(image_size=12, resize_size=20, mean=(0,) * 3, std=(1,) * 3))
     expected = Image.open(io.BytesIO(noise)).resize((25, 20), Image.Resampling.BILINEAR).crop((6, 4, 18, 16))
-    np.testing.assert_array_equal(image, np.asarray(expected))
+    assert np.abs(image.astype(int) - np.asarray(expected)).max() <= 1
 
 
 PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 9, 3), np.uint8)).resize((90, 60))
@@ -293,7 +293,7 @@ def test_the_stream_is_a_function_of_the_seed_and_the_step():
 def test_augmentation_belongs_to_the_example_not_to_the_process(monkeypatch):
     gradient = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     records = [{"image": encode(Image.fromarray(gradient)), "label": label} for label in range(10)]
-    source = Source("gradients", records, num_classes=10)
+    source = Source("gradients", records, classes=[*"0123456789"])
     options = dict(crop_scale=(0.1, 1.0), start_step=1)
     whole = next(training(source, **options))
     monkeypatch.setattr(jax, "process_count", lambda: 2)

@@ -34,7 +34,7 @@ def test_two_processes_train_as_one_through_a_kill_a_signal_and_a_change_of_shap
     second.kill()
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 1
-    assert "error: process 0 of 2 ends, since it lost another one" in errors
+    assert "error: process 0 of 2 ends, since it lost another one" in errors, errors
     assert "the same command resumes the run" in errors
     second.communicate()
 
@@ -44,7 +44,7 @@ def test_two_processes_train_as_one_through_a_kill_a_signal_and_a_change_of_shap
     for process in (first, second):
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 75, errors
-        assert "the same command goes on from there" in errors
+        assert "the same command goes on from the newest checkpoint" in errors
 
     run("lma_jax.train", *TINY, f"--workdir={workdir}", devices=2)
     assert_same_bits(workdir, reference)

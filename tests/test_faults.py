@@ -90,7 +90,7 @@ def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tmp_path, monkeypatch, in
     fit(tmp_path / "undisturbed", **options)
     with monkeypatch.context() as patch:
         interrupt(patch, number)
-        with pytest.raises(InterruptedRun, match=f"stopped by SIGTERM after step {saved}; .* is {saved},"):
+        with pytest.raises(InterruptedRun, match=f"stopped by SIGTERM after step {saved}; the same command"):
             fit(tmp_path / "run", **options)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert load_checkpoint(tmp_path / "run").step == saved
@@ -121,6 +121,12 @@ def test_another_config_is_refused_with_the_differences(tmp_path):
     fit(tmp_path, seed=1, change_config=True)
 
 
+def test_another_optimizer_is_a_difference_of_config_not_of_network(tmp_path):
+    fit(tmp_path)
+    with pytest.raises(UserError, match=r"another config: optimizer='lamb' \(checkpoint: 'sgd'\)"):
+        fit(tmp_path, optimizer="lamb")
+
+
 def test_files_that_cannot_be_written_are_reported_and_training_goes_on(tmp_path, capsys, monkeypatch):
     original = Reporter.step
 
@@ -144,7 +150,7 @@ def test_training_and_validation_must_have_the_same_classes(tmp_path):
     for name in ("train/cat", "train/dog", "val/cat"):
         (tmp_path / name).mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(tmp_path / name / "1.png")
-    with pytest.raises(UserError, match=r"train has 2 classes, but .*val has 1"):
+    with pytest.raises(UserError, match=r"train has 2 classes and .*val has 1, but 'dog' is in one of them only"):
         fit(tmp_path / "run", dataset="folder", data_dir=str(tmp_path), val_split="val")
 
 

@@ -97,7 +97,7 @@ def test_a_signal_stops_a_run_in_order_and_the_same_command_goes_on(undisturbed,
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 75
-    assert re.fullmatch(rf"stopped by {number.name} after step (\d+); the newest .* is \1, and the same .*\n", errors)
+    assert re.fullmatch(rf"stopped by {number.name} after step \d+; the same command goes on from .*\n", errors)
     run("lma_jax.train", *TINY, f"--workdir={tmp_path}", "--config.data_workers=1")
     assert_same_bits(tmp_path, undisturbed)
     assert deterministic(read_metrics(tmp_path)) == deterministic(read_metrics(undisturbed))

@@ -8,6 +8,7 @@ Memory: each of the threads works on one batch, and up to PREFETCH more wait. Wi
 """
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -56,18 +57,15 @@ def train_batches(
         on_bad_image: "error", or "skip": the next example takes the place of an undecodable one.
 
     Raises:
-        UserError: an undecodable image, if `on_bad_image` is "error", or nothing but such images.
+        UserError: an undecodable image, if `on_bad_image` is "error"; or nothing but such images.
     """
 
     def load(index: int, rng: np.random.Generator) -> Batch:
         for skipped in range(len(source)):
-            record = source.records[(index + skipped) % len(source)]
-            try:
-                image = train_image(record["image"], rng, augmentation)
-            except BadImageError as error:
-                _report(source, (index + skipped) % len(source), record, error, on_bad_image)
-                continue
-            return _example(image, record["label"], skipped=skipped)
+            number = (index + skipped) % len(source)
+            example = _load(source, number, lambda encoded: train_image(encoded, rng, augmentation), on_bad_image)
+            if example is not None:
+                return {**example, "skipped": np.int32(skipped)}
         raise UserError(f"{source.name} holds no image that can be decoded")
 
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(load)
@@ -84,33 +82,34 @@ def eval_batches(
     on_bad_image: str = "error",
 ) -> Iterator[Batch]:
     """Every example once, in order; the last batch is filled up with blanks. Arguments as of `train_batches`."""
-    size = preprocessing.image_size
-    blank = np.zeros((size, size, 3), np.uint8)
+    side = preprocessing.image_size
+    blank = {"image": np.zeros((side, side, 3), np.uint8), "label": np.int32(0), "mask": np.bool_(False)}
 
     def load(index: int) -> Batch:
         if index >= len(source):
-            return _example(blank, 0, mask=False)
-        record = source.records[index]
-        try:
-            return _example(eval_image(record["image"], preprocessing), record["label"])
-        except BadImageError as error:
-            _report(source, index, record, error, on_bad_image)
-            return _example(blank, 0, mask=False, skipped=1)
+            return {**blank, "skipped": np.int32(0)}
+        example = _load(source, index, lambda encoded: eval_image(encoded, preprocessing), on_bad_image)
+        return {**blank, "skipped": np.int32(1)} if example is None else {**example, "skipped": np.int32(0)}
 
     padded = -(-len(source) // batch_size) * batch_size
     return _read(grain.MapDataset.range(padded).map(load), batch_size, 0, threads, workers)
 
 
-def _example(image: np.ndarray, label: int, *, mask: bool = True, skipped: int = 0) -> Batch:
-    return {"image": image, "label": np.int32(label), "mask": np.bool_(mask), "skipped": np.int32(skipped)}
-
-
-def _report(source: Source, index: int, record: dict[str, Any], error: BadImageError, on_bad_image: str) -> None:
-    name = record.get("file_name", "")
-    place = f"image {index:,} of {source.name}{f' ({name})' if name else ''} cannot be decoded: {error}"
-    if on_bad_image == "error":
-        raise UserError(f"{place}. Mend or remove it, or set config.on_bad_image=skip") from error
-    print(f"warning: skipped {place}", file=sys.stderr, flush=True)
+def _load(
+    source: Source, index: int, transform: Callable[[bytes], np.ndarray], on_bad_image: str
+) -> dict[str, Any] | None:
+    """One example; None where its file is bad and may be skipped."""
+    name = ""
+    try:
+        record = source.records[index]
+        name = record.get("file_name", "")
+        return {"image": transform(record["image"]), "label": np.int32(record["label"]), "mask": np.bool_(True)}
+    except (BadImageError, OSError) as error:
+        message = f"image {index:,} of {source.name}{name and f' ({name})'} cannot be decoded: {error}"
+        if on_bad_image == "error":
+            raise UserError(f"{message}. Mend or remove it, or set config.on_bad_image=skip") from error
+        print(f"warning: skipped {message}", file=sys.stderr, flush=True)
+        return None
 
 
 def _read(dataset: Any, batch_size: int, start_step: int, threads: int, workers: int) -> Iterator[Batch]:
@@ -127,8 +126,14 @@ def _read(dataset: Any, batch_size: int, start_step: int, threads: int, workers:
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """Ends a worker whose parent was killed; Grain leaves it behind."""
+    """Ends a worker with its parent, and with nothing else.
+
+    Grain leaves workers behind when the parent is killed; and Ctrl-C or a cluster's SIGTERM, which reach them as well,
+    would take the data away from a parent that is about to save.
+    """
     parent = os.getppid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

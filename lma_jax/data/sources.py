@@ -32,12 +32,16 @@ class Source:
     Attributes:
         name: data set and split, for messages.
         records: the examples.
-        num_classes: number of classes; labels are below it.
+        classes: names of the labels 0, 1, ...
     """
 
     name: str
     records: Records
-    num_classes: int
+    classes: list[str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -66,7 +70,7 @@ def open_source(name: str, split: str, *, data_dir: str = "") -> Source:
         raise UserError(f"data set {name!r} is not for image classification: it has no image and label")
     _require_whole(builder, name, split)
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    return Source(f"{name} {split}", records, builder.info.features["label"].num_classes)
+    return Source(f"{name} {split}", records, builder.info.features["label"].names)
 
 
 class FolderRecords:
@@ -109,7 +113,7 @@ def _open_folder(root: Path, split: str) -> Source:
     if not folder.is_dir():
         raise UserError(f"image folder {folder} does not exist: images are read from <data_dir>/<split>/<class>/*")
     records = FolderRecords(folder)
-    return Source(str(folder), records, len(records.classes))
+    return Source(str(folder), records, records.classes)
 
 
 def _require_whole(builder: Any, name: str, split: str) -> None:

@@ -131,16 +131,20 @@ def train_image(encoded: bytes, rng: np.random.Generator, augmentation: Augmenta
 def eval_image(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray:
     """Resizes the shorter side to `resize_size`, then crops the central square of `image_size`.
 
+    Only the pixels of the square are computed, which may differ by one grey level from those of the whole image.
+
     Raises:
         BadImageError: see `decode`.
     """
     image = decode(encoded)
-    shorter = min(image.size)
-    width, height = (int(preprocessing.resize_size * side / shorter) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    size = preprocessing.image_size
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    size, shorter = preprocessing.image_size, min(image.size)
+    box = []
+    for side in image.size:
+        resized = int(preprocessing.resize_size * side / shorter)
+        start = round((resized - size) / 2)
+        box.append((start * side / resized, (start + size) * side / resized))
+    (left, right), (top, bottom) = box
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
 
 
 def preprocessing_from(values: Mapping[str, Any]) -> Preprocessing:

@@ -9,7 +9,6 @@ import json
 import shutil
 import sys
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,8 @@ from lma_jax.registry import create_model
 from lma_jax.training.state import Network, TrainState, split
 
 Arrays = dict[str, np.ndarray]
+
+REPLACED = ".replaced"
 
 
 class DamagedError(Exception):
@@ -52,45 +53,82 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of a workdir: the newest `keep` and the best by validation top-1. Close it, or lose the last.
 
-    All processes of a job take part; the first one writes.
+    In a job of several processes the first one writes, and all of them read what it finds; the workdir is theirs
+    together.
     """
 
     def __init__(self, workdir: Path, *, keep: int):
-        self._folder = workdir.absolute() / "checkpoints"
+        self._workdir = workdir.absolute()
+        self._folder = self._workdir / "checkpoints"
+        self._writes = jax.process_index() == 0
         policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=lambda metrics: metrics["top1"], n=1)])
-        self._options = ocp.CheckpointManagerOptions(preservation_policy=policy)
-        # Orbax's own clean-up goes on in the background after close().
-        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*") if jax.process_index() == 0 else ():
-            shutil.rmtree(unfinished)
-        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+        # One process alone: a write that fails there must not leave the others waiting.
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="lma")
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, multiprocessing_options=alone, create=False
+        )
+        if self._writes:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._clean_up()
+            self._open()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.wait()
-        self._manager.close()
+        if self._writes:
+            self._manager.close()
 
     @property
     def newest(self) -> int | None:
         """The step of the newest checkpoint that is written, None before the first."""
         return next(iter(_steps(self._folder)), None)
 
+    def load(self) -> Checkpoint | None:
+        """The newest good checkpoint, the same in all processes; None where there is none yet.
+
+        Raises:
+            UserError: every checkpoint is damaged, or this process does not see the first one's.
+        """
+        checkpoint = _newest_good(self._folder) if self._writes and _steps(self._folder) else None
+        if jax.process_count() == 1:
+            return checkpoint
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(checkpoint.step if checkpoint else -1)))
+        if step < 0 or checkpoint is not None:
+            return checkpoint
+        try:
+            return _read(self._folder, step)
+        except DamagedError as error:
+            raise UserError(f"checkpoint {step} is not in {self._workdir}, which all processes must share") from error
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves checkpoints newer than `step`, which are damaged, to the folder `damaged` beside `checkpoints`."""
+        if not self._writes:
+            return
+        for damaged in (number for number in _steps(self._folder) if number > step):
+            target = self._workdir / "damaged" / str(damaged)
+            target.parent.mkdir(exist_ok=True)
+            while target.exists():
+                target = target.with_name(target.name + "_")
+            (self._folder / str(damaged)).rename(target)
+        self._manager.reload()
+
     def save(self, state: TrainState, metadata: dict[str, Any], *, top1: float) -> None:
         """Starts to write `state` under its step; `top1` is the validation accuracy that ranks it.
 
         A failure to write, such as a full disk, is reported on stderr, and the next save tries again.
         """
+        if not self._writes:
+            return
         arrays = to_arrays(state)
-        step = int(arrays["step"])
         record = {"metadata": metadata, "checksums": {path: _checksum(array) for path, array in arrays.items()}}
         self.wait()
         try:
             self._require_space(sum(array.nbytes for array in arrays.values()))
-            if step in self._manager.all_steps():  # saved on a signal, and evaluated since
-                self._manager.delete(step)
+            self._make_way(int(arrays["step"]))
             self._manager.save(
-                step,
+                int(arrays["step"]),
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays),
                     record=ocp.args.JsonSave({**record, "checksum": _record_checksum(record)}),
@@ -102,37 +140,15 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits for the save in progress, and reports its failure."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            self._report(error)
+        if self._writes:
+            try:
+                self._manager.wait_until_finished()
+                self._clean_up()
+            except Exception as error:
+                self._report(error)
 
-    def restore(self, template: TrainState) -> tuple[TrainState, Checkpoint] | None:
-        """The newest good state, placed as `template` is, and its checkpoint; None where there is none yet.
-
-        Damaged checkpoints that are newer move to the folder `damaged` beside `checkpoints`.
-
-        Raises:
-            UserError: every checkpoint is damaged, or the newest good one is of another network.
-        """
-        if not _steps(self._folder):
-            return None
-        checkpoint = _newest_good(self._folder)
-        state = fill(template, checkpoint, sharding=template.step.sharding)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("every process has read the checkpoints")
-        if jax.process_index() == 0:
-            self._set_aside(step for step in _steps(self._folder) if step > checkpoint.step)
-        self._manager.reload()
-        return state, checkpoint
-
-    def _set_aside(self, steps: Iterable[int]) -> None:
-        for step in steps:
-            target = self._folder.parent / "damaged" / str(step)
-            target.parent.mkdir(exist_ok=True)
-            while target.exists():
-                target = target.with_name(target.name + "_")
-            (self._folder / str(step)).rename(target)
+    def _open(self) -> None:
+        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
 
     def _require_space(self, size: int) -> None:
         """Raises an OSError where the disk lacks room; Orbax would say so in a thousand lines."""
@@ -140,9 +156,25 @@ class Checkpoints:
         if free < 1.1 * size:
             raise OSError(f"{free / 1e6:,.0f} MB are free on the disk, {1.1 * size / 1e6:,.0f} MB are needed")
 
+    def _make_way(self, step: int) -> None:
+        """Renames a checkpoint of the same step, saved on a signal and evaluated since; it goes once it is replaced."""
+        if (self._folder / str(step)).exists():
+            (self._folder / str(step)).rename(self._folder / f"{step}{REPLACED}")
+            self._manager.reload()
+
+    def _clean_up(self) -> None:
+        """Removes what killed or failed saves have left, and puts back what they were to replace."""
+        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished)
+        for replaced in self._folder.glob(f"*{REPLACED}"):
+            target = replaced.with_name(replaced.name.removesuffix(REPLACED))
+            if target.exists():
+                shutil.rmtree(replaced)
+            else:
+                replaced.rename(target)
+
     def _report(self, error: Exception) -> None:
-        if jax.process_count() > 1:
-            raise error  # the processes no longer agree
+        self._clean_up()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         print(
             f"warning: a checkpoint could not be written to {self._folder} ({reason[:300]}); training goes on, the "
@@ -150,7 +182,7 @@ class Checkpoints:
             file=sys.stderr,
             flush=True,
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+        self._open()
 
 
 def load_checkpoint(workdir: str | Path, step: str = "newest") -> Checkpoint:

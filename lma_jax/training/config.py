@@ -34,7 +34,7 @@ FRACTIONS = ("label_smoothing", "ema_decay")
 # What a run may change on its way without ending elsewhere.
 FREE_TO_CHANGE = (
     *("data_dir", "data_threads", "data_workers", "eval_batch_size", "log_every", "keep_checkpoints"),
-    *("init_from", "warm_start", "wandb_project"),
+    *("init_from", "warm_start", "wandb_project", "on_bad_image", "on_nonfinite"),
 )
 
 

@@ -1,6 +1,7 @@
 """Jobs of several processes: joining them, ending them together, and stopping them on a signal."""
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -9,12 +10,16 @@ from contextlib import contextmanager
 from types import FrameType
 
 import jax
-from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lma_jax.errors import InterruptedRun, UserError
 
 # Seconds without a sign of life after which a process counts as dead, and the others end.
 HEARTBEAT_TIMEOUT = 30
+# How the collectives' libraries say that a peer is gone.
+LOST_PEER = "gloo|nccl|connection reset|socket closed|unavailable|heartbeat|coordination service"
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -58,7 +63,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, UserError):
         print(f"error: {reason} ({process})", file=sys.stderr)
         return 2
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, RuntimeError | ValueError) and re.search(LOST_PEER, reason, re.IGNORECASE):
         print(
             f"error: {process} ends, since it lost another one ({reason[:200]}); the same command resumes the run",
             file=sys.stderr,
@@ -71,34 +76,46 @@ def _explain(error: Exception) -> int:
 class StopSignal:
     """Turns SIGTERM and SIGINT into an InterruptedRun at the next `check`; a second SIGINT ends the program at once.
 
-    In a job of several processes a signal to one of them stops all at the same `check`.
+    In a job of several processes a signal to any of them stops all at the same `check`: the one after it, or on
+    accelerators, which the host runs ahead of, one later.
     """
 
-    def __init__(self) -> None:
-        self._received: signal.Signals | None = None
-        self._checks = 0
-        # In a job, JAX itself receives SIGTERM, and must keep it.
-        self._signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+    def __init__(self, mesh: Mesh) -> None:
+        self._received: str | None = None
+        self._pending: list[jax.Array] = []
+        self._delay = 0 if jax.default_backend() == "cpu" else 1
+        if jax.process_count() > 1:
+            self._flags = [self._flag(mesh, raised) for raised in (False, True)]
+            self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    @staticmethod
+    def _flag(mesh: Mesh, raised: bool) -> jax.Array:
+        local = np.full(jax.local_device_count(), raised)
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(*mesh.axis_names)), local)
 
     def __enter__(self) -> "StopSignal":
-        self._previous = {number: signal.signal(number, self._receive) for number in self._signals}
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        for number in self._previous:
+            self._restore(number)
 
     def check(self) -> None:
         """Raises InterruptedRun if the run is to stop; every process must call it equally often."""
-        self._checks += 1
-        if jax.process_count() > 1:
-            if multihost_utils.reached_preemption_sync_point(self._checks):
-                raise InterruptedRun("a signal")
-        elif self._received is not None:
-            raise InterruptedRun(self._received.name)
+        if jax.process_count() == 1:
+            stops = self._received is not None
+        else:
+            self._pending.append(self._any(self._flags[self._received is not None]))
+            stops = len(self._pending) > self._delay and bool(self._pending.pop(0))
+        if stops:
+            raise InterruptedRun(self._received or "a signal to another process")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(number, self._previous[signal.Signals(number)])
-        self._received = signal.Signals(number)
-        if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        self._restore(number)
+        self._received = signal.Signals(number).name
+
+    def _restore(self, number: int) -> None:
+        # None: the handler was JAX's own, which ends the program by its coordination service.
+        signal.signal(number, self._previous[signal.Signals(number)] or signal.SIG_DFL)

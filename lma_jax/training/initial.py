@@ -98,6 +98,8 @@ def _read(path: Path, name: str) -> Arrays:
     """The params and batch_stats of the network `name` in a workdir or a file of PyTorch weights."""
     if path.suffix not in (".safetensors", ".pth"):
         checkpoint = load_checkpoint(path)
+        if checkpoint.metadata["model"] != name:
+            raise UserError(f"config.init_from={path} is a {checkpoint.metadata['model']}, but a {name} is needed")
         average = {p.removeprefix("ema/"): a for p, a in checkpoint.arrays.items() if p.startswith("ema/")}
         kept = average or checkpoint.arrays
         return {p: array for p, array in kept.items() if p.startswith(("params/", "batch_stats/"))}

@@ -1,8 +1,10 @@
 """Metrics: summed on the devices, fetched one step late, written as JSON lines, TensorBoard events and to W&B."""
 
+import contextlib
 import json
 import math
 import os
+import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ from lma_jax.training.step import Metrics
 MEANS = {"loss": 1.0, "top1": 100.0, "top5": 100.0}
 
 
-class NonFiniteError(Exception):
+class NonFiniteError(UserError):
     """A metric that is infinite or no number; its text names the metric and the step."""
 
 
@@ -86,12 +88,10 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, *, step: int, config: Mapping[str, Any], wandb_project: str = ""):
-        from tensorboardX import SummaryWriter
-
         self._path = workdir / "metrics.jsonl"
         rows = [row for row in read_metrics(workdir) if row["step"] <= step]
         replace_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._events = _Events(workdir / "tensorboard", purge_step=step + 1)
         self._wandb = _open_wandb(workdir, wandb_project, config) if wandb_project else None
 
     def __enter__(self) -> "MetricsWriter":
@@ -105,12 +105,39 @@ class MetricsWriter:
     def write(self, row: dict[str, Any]) -> None:
         """Writes one row, which has "step" and numbers by name."""
         numbers = {name.replace("_", "/", 1): value for name, value in row.items() if name != "step"}
-        for name, value in numbers.items():
-            self._events.add_scalar(name, value, row["step"])
         if self._wandb is not None:
             self._wandb.log(numbers, step=row["step"])
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self._events.write(row["step"], numbers)
+
+
+class _Events:
+    """A TensorBoard event file, written at once: the queue of tensorboardX's SummaryWriter hangs on a full disk."""
+
+    def __init__(self, folder: Path, *, purge_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        self._add(step=step, summary=Summary(value=values))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # `write` has told
+            self._writer.close()
+
+    def _add(self, **event: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(wall_time=time.time(), **event))
+        self._writer.flush()
 
 
 def _open_wandb(workdir: Path, project: str, config: Mapping[str, Any]) -> Any:

@@ -5,16 +5,24 @@ from typing import Any
 
 import jax
 
+from lma_jax.errors import UserError
+
 
 class Profiler:
-    """Traces five steps, ten after the start, into `folder`, for Perfetto (perfetto.dev) or XProf; None: no trace."""
+    """Traces five steps, ten after the start, into `folder`, for Perfetto (perfetto.dev) or XProf; None: no trace.
+
+    Raises:
+        UserError: fewer steps are left.
+    """
 
     WARM_UP = 10
     STEPS = 5
 
-    def __init__(self, folder: Path | None, *, start: int):
+    def __init__(self, folder: Path | None, *, start: int, total: int):
         self._folder = folder
         self._first = start + self.WARM_UP + 1
+        if folder is not None and total - start < self.WARM_UP + self.STEPS:
+            raise UserError(f"--profile needs {self.WARM_UP + self.STEPS} steps, the run has {total - start} left")
 
     def before(self, step: int) -> None:
         """Is called before each step."""

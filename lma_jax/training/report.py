@@ -9,10 +9,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from lma_jax.errors import UserError
 from lma_jax.training.metrics import Meter, MetricsWriter
 from lma_jax.training.pictures import draw_curves, draw_examples
 from lma_jax.training.progress import Progress
-from lma_jax.training.schedule import Clock
+from lma_jax.training.schedule import Clock, learning_rate_schedule
 
 
 class Reporter:
@@ -32,12 +33,8 @@ class Reporter:
     def __enter__(self) -> "Reporter":
         with ExitStack() as stack:
             if self._speaks:
-                config = self._config
-                writer = MetricsWriter(
-                    self._workdir, step=self._start, config=config.to_dict(), wandb_project=config.wandb_project
-                )
-                self._writer = stack.enter_context(writer)
-                progress = Progress(start=self._start, total=self._eval_steps[-1], log_every=config.log_every)
+                self._writer = stack.enter_context(self._open_writer())
+                progress = Progress(start=self._start, total=self._eval_steps[-1], log_every=self._config.log_every)
                 self._progress = stack.enter_context(progress)
             self._stack = stack.pop_all()
         return self
@@ -56,21 +53,19 @@ class Reporter:
             with self._tolerated("examples.png"):
                 draw_examples(self._workdir, images)
 
-    def step(self, step: int, meter: Meter, *, learning_rate: float, waited: float) -> None:
+    def step(self, step: int, meter: Meter, *, waited: float) -> None:
         """Tells that `step` steps are done, after `waited` seconds in all for data."""
         if not self._speaks:
             return
         self._progress.update(step, self._clock.epoch(step), self._config.batch_size, meter, waited)
         if step % self._config.log_every == 0 and step not in self._eval_steps:
-            self._write(self._row(step, meter.means_so_far(), learning_rate))
+            self._write(self._row(step, meter.means_so_far()))
 
-    def evaluation(
-        self, step: int, train: dict[str, float], val: dict[str, float], *, learning_rate: float
-    ) -> dict[str, Any]:
+    def evaluation(self, step: int, train: dict[str, float], val: dict[str, float]) -> dict[str, Any]:
         """Tells the means since the last evaluation and the validation scores; returns their row of metrics."""
         if not self._speaks:
             return {"step": step, **_prefixed("val", val)}
-        row = {**self._row(step, train, learning_rate), **_prefixed("val", val)}
+        row = {**self._row(step, train), **_prefixed("val", val)}
         self._write(row)
         with self._tolerated("curves.png"):
             draw_curves(self._workdir, title=f"{self._config.model} on {self._config.dataset}")
@@ -82,12 +77,19 @@ class Reporter:
         self._progress.pause()
         return row
 
-    def _row(self, step: int, train: dict[str, float], learning_rate: float) -> dict[str, Any]:
+    def _open_writer(self) -> MetricsWriter:
+        options = dict(config=self._config.to_dict(), wandb_project=self._config.wandb_project)
+        try:
+            return MetricsWriter(self._workdir, step=self._start, **options)
+        except OSError as error:
+            raise UserError(f"cannot write to the workdir {self._workdir}: {error.strerror}") from error
+
+    def _row(self, step: int, train: dict[str, float]) -> dict[str, Any]:
         return {
             "step": step,
             "epoch": self._clock.epoch(step),
             **_prefixed("train", train),
-            "learning_rate": learning_rate,
+            "learning_rate": self._learning_rate(step - 1),
             "images_per_second": self._progress.images_per_second,
             "data_wait": self._progress.data_wait,
         }
@@ -95,6 +97,11 @@ class Reporter:
     def _write(self, row: dict[str, Any]) -> None:
         with self._tolerated("metrics.jsonl"):
             self._writer.write(row)
+
+    def _learning_rate(self, step: int) -> float:
+        # On the CPU: on a busy accelerator it would wait for the steps under way.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return float(learning_rate_schedule(self._config, self._clock)(step))
 
     @contextmanager
     def _tolerated(self, name: str) -> Iterator[None]:

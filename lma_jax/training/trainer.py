@@ -15,7 +15,7 @@ from lma_jax.data.sources import open_source
 from lma_jax.data.transforms import augmentation_from, preprocessing_from
 from lma_jax.errors import InterruptedRun, UserError
 from lma_jax.flops import count_macs
-from lma_jax.training.checkpoint import Checkpoint, Checkpoints
+from lma_jax.training.checkpoint import Checkpoint, Checkpoints, fill
 from lma_jax.training.config import differences, validate
 from lma_jax.training.distributed import StopSignal
 from lma_jax.training.evaluation import evaluate
@@ -53,15 +53,15 @@ class Trainer:
         self.train_source = open_source(config.dataset, config.train_split, data_dir=config.data_dir)
         self.val_source = open_source(config.dataset, config.val_split, data_dir=config.data_dir)
         self.num_classes = self.train_source.num_classes
-        if self.val_source.num_classes != self.num_classes:
+        if self.val_source.classes != self.train_source.classes:
+            only = sorted({*self.train_source.classes} ^ {*self.val_source.classes})
             raise UserError(
-                f"{self.train_source.name} has {self.num_classes} classes, but {self.val_source.name} has "
-                f"{self.val_source.num_classes}: give both the same class folders"
+                f"{self.train_source.name} has {self.num_classes} classes and {self.val_source.name} has "
+                f"{self.val_source.num_classes}, but {only[0]!r} is in one of them only: give both the same classes"
             )
         self.clock = Clock(len(self.train_source), config.batch_size)
         self.eval_steps = eval_steps(config, self.clock)
-        self.schedule = learning_rate_schedule(config, self.clock)
-        self.optimizer = build_optimizer(config, self.schedule)
+        self.optimizer = build_optimizer(config, learning_rate_schedule(config, self.clock))
         self.mesh = data_mesh()
         self.reading = {
             "threads": config.data_threads,
@@ -83,7 +83,7 @@ class Trainer:
         """
         config = self.config
         network, state = create_state(config, self.num_classes, self.optimizer, NamedSharding(self.mesh, REPLICATED))
-        with Checkpoints(self.workdir, keep=config.keep_checkpoints) as checkpoints, StopSignal() as stop:
+        with Checkpoints(self.workdir, keep=config.keep_checkpoints) as checkpoints, StopSignal(self.mesh) as stop:
             state, saved, origin = self._first_state(checkpoints, state)
             start = int(state.step)
             with Reporter(config, self.workdir, self.clock, start=start, eval_steps=self.eval_steps) as reporter:
@@ -94,15 +94,16 @@ class Trainer:
 
     def _first_state(self, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Checkpoint | None, str]:
         """The state to go on from, the checkpoint that it is from, if any, and its origin in words."""
-        restored = checkpoints.restore(state)
-        if restored is not None:
-            state, checkpoint = restored
+        checkpoint = checkpoints.load()
+        if checkpoint is not None:
             changed = differences(self.config, checkpoint.metadata["config"])
             if changed and not self.change_config:
                 raise UserError(
                     f"{self.workdir} holds a run with another config: {', '.join(changed)}. Take another --workdir, "
                     "or resume with these values by --change_config"
                 )
+            state = fill(state, checkpoint, sharding=state.step.sharding)
+            checkpoints.set_aside_after(checkpoint.step)
             return state, checkpoint, f"resuming after step {checkpoint.step:,} from {self.workdir}"
         if self.config.init_from:
             state, origin = load_initial(self.config, state)
@@ -156,14 +157,14 @@ class Run:
     def finish(self) -> None:
         """Trains to the last step, or to the step at which a signal or a loss stops it."""
         try:
-            self._train_to_the_end()
-        except InterruptedRun as interruption:
-            self._save({})
-            self.checkpoints.wait()
-            raise InterruptedRun(
-                f"stopped by {interruption} after step {self.step:,}; the newest checkpoint in {self.trainer.workdir} "
-                f"is {self.checkpoints.newest}, and the same command goes on from there"
-            ) from None
+            try:
+                self._train_to_the_end()
+            except InterruptedRun as interruption:
+                self._save({})
+                raise InterruptedRun(
+                    f"stopped by {interruption} after step {self.step:,}; the same command goes on from the newest "
+                    f"checkpoint in {self.trainer.workdir}"
+                ) from None
         except NonFiniteError as error:
             self.checkpoints.wait()
             newest = self.checkpoints.newest
@@ -177,7 +178,7 @@ class Run:
         trainer = self.trainer
         if self.evaluation_is_due:
             self._evaluate()
-        profiler = Profiler(trainer.profile_folder, start=self.step)
+        profiler = Profiler(trainer.profile_folder, start=self.step, total=trainer.eval_steps[-1])
         batches = Timed(self._batches())
         while self.step < trainer.eval_steps[-1]:
             batch = next(batches)
@@ -187,7 +188,7 @@ class Run:
             self.state, metrics = self.train_step(self.state, batch)
             self.step += 1
             self.meter.add(self.step, metrics)
-            self.reporter.step(self.step, self.meter, learning_rate=self._learning_rate, waited=batches.seconds)
+            self.reporter.step(self.step, self.meter, waited=batches.seconds)
             self.reporter.say(profiler.after(self.step, metrics))
             self.stop.check()
             if self.step in trainer.eval_steps:
@@ -211,7 +212,7 @@ class Run:
             check=self.stop.check,
             **trainer.reading,
         )
-        row = self.reporter.evaluation(self.step, train_means, scores, learning_rate=self._learning_rate)
+        row = self.reporter.evaluation(self.step, train_means, scores)
         self.meter = Meter()
         self._save(row)
 
@@ -242,11 +243,6 @@ class Run:
             **trainer.reading,
         )
         return to_device(batches, NamedSharding(trainer.mesh, SHARDED))
-
-    @property
-    def _learning_rate(self) -> float:
-        """Of the last step."""
-        return float(self.trainer.schedule(jnp.asarray(self.step - 1)))
 
     def _compiled_train_step(self, network: Network) -> Callable[[TrainState, Any], Any]:
         trainer, config = self.trainer, self.trainer.config
