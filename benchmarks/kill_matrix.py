@@ -21,11 +21,11 @@ from pathlib import Path
 from lma_jax.training.checkpoint import load_checkpoint
 from lma_jax.training.metrics import read_metrics
 
-# 60 steps of LMA-ResNet-18 on 8 x 8 digits, evaluated and saved every 5 steps, so that saves are as frequent as steps.
+# 30 steps of LMA-ResNet-18 on 8 x 8 digits, evaluated and saved every 5 steps, so that saves are as frequent as steps.
 RECIPE = (
     *("--config=configs/digits.py", "--config.image_size=8", "--config.resize_size=8", "--config.batch_size=8"),
-    *("--config.eval_batch_size=120", "--config.epochs=0.334", "--config.eval_every=0.02785", "--config.log_every=1"),
-    *("--config.decay_epochs=(0.2,)", "--config.ema_decay=0.9"),
+    *("--config.eval_batch_size=120", "--config.epochs=0.167", "--config.eval_every=0.02785", "--config.log_every=1"),
+    *("--config.decay_epochs=(0.1,)", "--config.ema_decay=0.9"),
 )
 KINDS = {"threads": (), "workers": ("--config.data_workers=2",), "two processes": ()}
 TIMINGS = ("images_per_second", "data_wait")
