@@ -2,7 +2,7 @@
 
     python -m lma_jax.train --config configs/resnet101_lma.py
 
-Hardware: 4 GPUs with 64 images each, as in the paper. The paper's Table 1 gives no result for this depth.
+Hardware: 4 GPUs with 64 images each, as in the paper. Expected: no result in the paper's Table 1.
 """
 
 from ml_collections import ConfigDict

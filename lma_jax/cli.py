@@ -66,7 +66,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (UserError, flags.Error) as error:
         _fail(error)
-    except (AttributeError, KeyError):
+    except (AttributeError, KeyError, TypeError):
         # This is how ml_collections answers an override of a key that the config lacks.
         _fail_on_unknown_key(argv)
         raise

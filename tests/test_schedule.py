@@ -5,15 +5,15 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
+from configs import common
 from lma_jax.errors import UserError
 from lma_jax.training.schedule import Clock, eval_steps, learning_rate_schedule
 
 
 def config(**values) -> ConfigDict:
-    defaults = dict(
-        epochs=9.0, eval_every=1.0, learning_rate=0.1, schedule="step", decay_epochs=(3.0, 6.0, 8.0), decay_factor=0.1
-    )
-    return ConfigDict({**defaults, **values})
+    config = common.get_config()
+    config.update({"epochs": 9.0, "decay_epochs": (3.0, 6.0, 8.0), **values})
+    return config
 
 
 def pytorch_rates(scheduler_class, *arguments, epochs: int, steps_per_epoch: int) -> list[float]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from lma_jax.errors import UserError
@@ -29,6 +31,9 @@ class Reporter:
         self._speaks = jax.process_index() == 0
         self._start = start
         self._eval_steps = eval_steps
+        # All at once: computed in between, one would wait for the steps under way.
+        schedule = learning_rate_schedule(config, clock)
+        self._learning_rates = np.asarray(jax.vmap(schedule)(jnp.arange(eval_steps[-1])))
 
     def __enter__(self) -> "Reporter":
         with ExitStack() as stack:
@@ -89,7 +94,7 @@ class Reporter:
             "step": step,
             "epoch": self._clock.epoch(step),
             **_prefixed("train", train),
-            "learning_rate": self._learning_rate(step - 1),
+            "learning_rate": float(self._learning_rates[step - 1]),
             "images_per_second": self._progress.images_per_second,
             "data_wait": self._progress.data_wait,
         }
@@ -97,11 +102,6 @@ class Reporter:
     def _write(self, row: dict[str, Any]) -> None:
         with self._tolerated("metrics.jsonl"):
             self._writer.write(row)
-
-    def _learning_rate(self, step: int) -> float:
-        # On the CPU: on a busy accelerator it would wait for the steps under way.
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            return float(learning_rate_schedule(self._config, self._clock)(step))
 
     @contextmanager
     def _tolerated(self, name: str) -> Iterator[None]:
