@@ -1,5 +1,7 @@
 """What can happen to a run: signals, losses that are not finite, other configs, full disks, other tools."""
 
+import gzip
+import json
 import os
 import signal
 import sys
@@ -196,3 +198,12 @@ def test_the_rate_and_the_wait_for_data_are_in_the_metrics(tmp_path):
     rows = read_metrics(tmp_path)
     assert all(row["images_per_second"] > 0 and 0 <= row["data_wait"] <= 100 for row in rows[1:])
     assert all(np.isfinite(list(row.values())).all() for row in rows)
+
+
+def test_a_trace_of_five_steps_can_be_opened(tmp_path, capsys):
+    Trainer(recipe(), tmp_path, profile=True).fit()
+    assert f"trace of steps 11 to 15: {tmp_path}/profile" in capsys.readouterr().out
+    (trace,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    with pytest.raises(UserError, match="--profile needs 15 steps, the run has 0 left"):
+        Trainer(recipe(), tmp_path, profile=True).fit()
