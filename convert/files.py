@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import pickle
+import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from convert.origins import unwrap
 from lma_jax.errors import UserError
 
 SUFFIXES = (".safetensors", ".pth")
@@ -46,12 +49,13 @@ def write_weights(path: Path, state_dict: StateDict, metadata: Mapping[str, Any]
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The state_dict of a file and its metadata, which is empty in a file of another origin.
+    """The state_dict of a file, in this project's names, and its metadata, which is empty in a file of another origin.
 
-    A .pth is loaded as data only: nothing in it is executed.
+    Wrappers that training scripts write ("state_dict", "model", "module.") and timm's names are understood. A .pth is
+    loaded as data only: nothing in it is executed.
 
     Raises:
-        UserError: the file is missing, damaged, or holds no state_dict.
+        UserError: the file is missing, damaged, needs code to load, or holds no state_dict.
     """
     require_suffix(path)
     if not path.is_file():
@@ -59,14 +63,32 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise UserError(f"{path} holds no state_dict (tensors by name)")
-    return dict(state_dict), getattr(state_dict, "metadata", {})
+                metadata = _parsed(file.metadata() or {})
+                content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # old pickle protocols
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            metadata = getattr(content, "metadata", {})
+    except pickle.UnpicklingError as error:
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it needs the code of {needed[1]} to load" if needed else str(error).splitlines()[0]
+        raise UserError(f"cannot read {path}: {reason}; save the state_dict() of the model alone") from error
+    except (OSError, RuntimeError, SafetensorError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    try:
+        return unwrap(content), metadata if isinstance(metadata, dict) else {}
+    except UserError as error:
+        raise UserError(f"cannot use {path}: {error}") from error
+
+
+def _parsed(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Metadata as this project writes them, JSON by key; those of other programs ("format": "pt") are left out."""
+    parsed = {}
+    for key, value in metadata.items():
+        with contextlib.suppress(ValueError):
+            parsed[key] = json.loads(value)
+    return parsed
 
 
 def require_suffix(path: Path) -> None:

@@ -105,15 +105,15 @@ def _read(path: Path, name: str) -> Arrays:
         return {p: array for p, array in kept.items() if p.startswith(("params/", "batch_stats/"))}
     try:
         from convert.files import read_weights
+        from convert.origins import recognise
         from convert.weights import to_jax
     except ImportError as error:
         raise UserError(f"reading {path} needs PyTorch and safetensors: pip install 'lma[torch]'") from error
     state_dict, _ = read_weights(path)
-    heads = [state_dict[key] for key in ("fc.weight", "classifier.1.weight") if key in state_dict]
-    num_classes = len(heads[0]) if heads else 1000
-    model = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     try:
-        _, params, batch_stats = split(to_jax(state_dict, model))
-    except ValueError as error:
-        raise UserError(f"{path} does not fit {name}: {error}") from error
+        _, num_classes = recognise(state_dict, name=name)
+    except UserError as error:
+        raise UserError(f"cannot start from {path}: {error}") from error
+    model = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    _, params, batch_stats = split(to_jax(state_dict, model))
     return to_arrays({"params": params, "batch_stats": batch_stats})
