@@ -1,6 +1,6 @@
 """Kills training runs with SIGKILL at random moments and checks that each, started again, ends bit-identical.
 
-    python benchmarks/kill_matrix.py [--kills 5] [--seed 0]
+    python benchmarks/kill_matrix.py [--kills 5] [--kinds workers] [--seed 0]
 
 Three kinds of run: one process that decodes in threads, one with two worker processes, and a job of two processes.
 A kill falls anywhere in a run: start-up, data, a training step, an evaluation, a save. Exits with 1 on a difference.
@@ -57,8 +57,8 @@ def finish(kind: str, workdir: Path) -> float:
     return time.perf_counter() - begin
 
 
-def kill(kind: str, workdir: Path, after: float, rng: random.Random) -> str:
-    """Starts a run, kills one of its processes, and says how far it had come."""
+def kill(kind: str, workdir: Path, after: float, rng: random.Random) -> tuple[str, list[int]]:
+    """Starts a run and kills one of its processes; says how far it had come, and which sessions it was."""
     processes = start(kind, workdir)
     time.sleep(after)
     victim = rng.choice(processes)
@@ -68,13 +68,14 @@ def kill(kind: str, workdir: Path, after: float, rng: random.Random) -> str:
     log = (workdir.parent / f"{workdir.name}.log").read_text(errors="replace")
     steps = re.findall(r"step (\d+)/", log)
     writing = any((workdir / "checkpoints").glob("*tmp*")) if workdir.exists() else False
-    return f"step {steps[-1] if steps else 0}{', in a save' if writing else ''}"
+    place = f"step {steps[-1] if steps else 0}{', in a save' if writing else ''}"
+    return place, [process.pid for process in processes]
 
 
-def orphans(workdir: Path) -> list[str]:
-    """Processes that still belong to a run."""
-    listing = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listing.splitlines() if str(workdir) in line]
+def orphans(sessions: list[int]) -> list[str]:
+    """Processes that are left of killed ones; each run is a session of its own."""
+    listing = subprocess.run(["ps", "-eo", "sess,pid,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listing.splitlines()[1:] if int(line.split()[0]) in sessions]
 
 
 def differences(workdir: Path, reference: Path) -> list[str]:
@@ -91,6 +92,7 @@ def differences(workdir: Path, reference: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=5, help="killed runs of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
     parser.add_argument("--seed", type=int, default=None, help="of the moments")
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -99,18 +101,19 @@ def main() -> None:
     reference = root / "reference"
     finish("threads", reference)
     failures = 0
-    for kind in KINDS:
+    for kind in options.kinds:
         seconds = finish(kind, root / f"{kind.replace(' ', '-')}-undisturbed")
         for number in range(options.kills):
             workdir = root / f"{kind.replace(' ', '-')}-{number}"
-            places = [kill(kind, workdir, rng.uniform(0.1, 1.0) * seconds, rng) for _ in range(rng.choice((1, 1, 2)))]
+            kills = [kill(kind, workdir, rng.uniform(0.1, 1.0) * seconds, rng) for _ in range(rng.choice((1, 1, 2)))]
             finish(kind, workdir)
-            time.sleep(2)
-            left, found = orphans(workdir), differences(workdir, reference)
+            places = [place for place, _ in kills]
+            left = orphans([session for _, sessions in kills for session in sessions])
+            found = differences(workdir, reference)
             failures += bool(left or found)
             verdict = f"DIFFERS in {found[:3]}, orphans {left}" if left or found else "identical"
             print(f"{kind:14} killed at {' and '.join(places):32} {verdict}", flush=True)
-    print(f"{failures} of {len(KINDS) * options.kills} differ")
+    print(f"{failures} of {len(options.kinds) * options.kills} differ")
     sys.exit(failures > 0)
 
 

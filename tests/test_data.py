@@ -3,7 +3,10 @@
 import io
 import json
 import math
+import multiprocessing
+import os
 import shutil
+import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 from PIL import Image
 
 from lma_jax.data.augment import FILL, OPERATIONS, TWO_WAY
-from lma_jax.data.loader import eval_batches, train_batches
+from lma_jax.data.loader import _end_with_parent, eval_batches, train_batches
 from lma_jax.data.sources import Source, open_source
 from lma_jax.data.transforms import (
     Augmentation,
@@ -367,6 +370,21 @@ def test_worker_processes_change_nothing(workers):
     for batch, other in zip(expected, actual):
         for name in batch:
             np.testing.assert_array_equal(batch[name], other[name])
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_worker_ends_with_its_parent(moment):
+    """Even where the parent was killed before the worker came to look for it."""
+    parent = os.getpid() if moment == "after" else -1
+    worker = multiprocessing.get_context("spawn").Process(target=work, args=(parent,))
+    worker.start()
+    worker.join(30)
+    assert worker.exitcode == (1 if moment == "before" else 0)
+
+
+def work(parent: int) -> None:
+    _end_with_parent(parent, 0, 1)
+    time.sleep(20 if parent == -1 else 0.2)
 
 
 @pytest.fixture

@@ -121,17 +121,16 @@ def _read(dataset: Any, batch_size: int, start_step: int, threads: int, workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain asks for it, in a program without absl as well
         processes = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
-        batches = batches.mp_prefetch(processes, worker_init_fn=_end_with_parent)
+        batches = batches.mp_prefetch(processes, worker_init_fn=partial(_end_with_parent, os.getpid()))
     return iter(batches)
 
 
-def _end_with_parent(worker: int, workers: int) -> None:
+def _end_with_parent(parent: int, worker: int, workers: int) -> None:
     """Ends a worker with its parent, and with nothing else.
 
     Grain leaves workers behind when the parent is killed; and Ctrl-C or a cluster's SIGTERM, which reach them as well,
     would take the data away from a parent that is about to save.
     """
-    parent = os.getppid()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
