@@ -57,8 +57,8 @@ class TorchTrial:
         )
         self.average.update_parameters(self.model)  # the first call copies
 
-    def train(self, steps: int = STEPS) -> None:
-        for step in range(steps):
+    def train(self, steps: int = STEPS, *, start: int = 0) -> None:
+        for step in range(start, start + steps):
             self.optimizer.zero_grad()
             for images, labels in zip(*(whole.chunk(self.parts) for whole in torch_batch(step))):
                 (self.loss(self.model(images), labels) / self.parts).backward()

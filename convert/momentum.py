@@ -1,0 +1,56 @@
+"""SGD's momentum between optax and PyTorch, so that a run can go on in the other framework.
+
+Both define it alike: momentum = gradient + weight decay * weight + mu * momentum.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from flax import nnx
+
+from convert.weights import to_jax, to_torch
+from lma_jax.training.state import split
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def momentum_to_torch(trace: Any, jax_model: nnx.Module) -> dict[str, torch.Tensor]:
+    """Momentum by PyTorch's parameter names.
+
+    Args:
+        trace: optax's momentum, shaped as the parameters of `jax_model` (the `trace` of optax.TraceState).
+        jax_model: the network; its weights do not matter.
+    """
+    network, _, batch_stats = split(jax_model)
+    buffers = to_torch(network.bind(trace, batch_stats))
+    return {name: buffer for name, buffer in buffers.items() if not name.endswith(STATISTICS)}
+
+
+def momentum_to_jax(buffers: Mapping[str, torch.Tensor], jax_model: nnx.Module) -> Any:
+    """The inverse of `momentum_to_torch`.
+
+    Raises:
+        ValueError: entries are missing, unexpected or of another shape; all are named.
+    """
+    statistics = {name: value for name, value in to_torch(jax_model).items() if name.endswith(STATISTICS)}
+    _, trace, _ = split(to_jax({**buffers, **statistics}, nnx.clone(jax_model)))
+    return trace
+
+
+def set_momentum(optimizer: torch.optim.SGD, torch_model: torch.nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
+    """Gives an optimizer over `torch_model.parameters()` its momentum by parameter name.
+
+    Raises:
+        KeyError: a parameter has no momentum.
+    """
+    for name, parameter in torch_model.named_parameters():
+        optimizer.state[parameter]["momentum_buffer"] = buffers[name].to(parameter).clone()
+
+
+def get_momentum(optimizer: torch.optim.SGD, torch_model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """An optimizer's momentum by parameter name; zero before its first step."""
+    return {
+        name: optimizer.state[parameter].get("momentum_buffer", torch.zeros_like(parameter)).detach().clone()
+        for name, parameter in torch_model.named_parameters()
+    }
