@@ -73,7 +73,8 @@ def test_an_export_loads_in_pytorch_with_its_metadata_and_is_proved_equal(workdi
     assert metadata["step"] == 18
     assert metadata["preprocessing"] == dict(image_size=8, resize_size=8, mean=[0.5] * 3, std=[0.5] * 3)
     output = run("convert.verify", f"--checkpoint={workdir}", f"--weights={path}")
-    assert output.count("equal") == 2
+    assert "float64  64 of 64 layers are equal\n" in output
+    assert "float32  64 of 64 layers are equal\n" in output
 
 
 def test_verification_fails_where_one_weight_differs(workdir, tmp_path):
@@ -82,10 +83,13 @@ def test_verification_fails_where_one_weight_differs(workdir, tmp_path):
     state_dict = torch.load(path, weights_only=True)
     state_dict["layer4.1.attention.conv_h.weight"][0, 0, 0, 0] += 0.1
     torch.save(state_dict, path)
-    process = start("convert.verify", f"--checkpoint={workdir}", f"--weights={path}")
+    rows = tmp_path / "rows.json"
+    process = start("convert.verify", f"--checkpoint={workdir}", f"--weights={path}", f"--json={rows}")
     output, errors = process.communicate()
     assert process.returncode == 1
-    assert output.count("DIFFERENT") == 2
+    assert output.count("the first that differs is layer4.1.attention\n") == 2
+    failed = [row["layer"] for row in json.loads(rows.read_text()) if not row["passed"]]
+    assert failed == 2 * ["layer4.1.attention", "layer4.1", "layer4", "fc", "logits"]
     assert errors == "error: the two frameworks do not compute the same\n"
 
 
@@ -185,7 +189,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("module", "options"), COMMANDS)
 def test_a_folder_without_checkpoints_is_refused(module, options, tmp_path):
-    torch.save({}, tmp_path / "weights.pth")
+    torch.save({"fc.bias": torch.zeros(3)}, tmp_path / "weights.pth")
     options = [option.format(folder=tmp_path) for option in options]
     for folder in (tmp_path / "missing", tmp_path):
         assert "holds no checkpoint" in fail(module, f"--checkpoint={folder}", *options)
