@@ -10,7 +10,6 @@ import torch
 from flax import nnx
 
 from convert.weights import to_jax, to_torch
-from lma_jax.training.state import split
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -22,6 +21,8 @@ def momentum_to_torch(trace: Any, jax_model: nnx.Module) -> dict[str, torch.Tens
         trace: optax's momentum, shaped as the parameters of `jax_model` (the `trace` of optax.TraceState).
         jax_model: the network; its weights do not matter.
     """
+    from lma_jax.training.state import split
+
     network, _, batch_stats = split(jax_model)
     buffers = to_torch(network.bind(trace, batch_stats))
     return {name: buffer for name, buffer in buffers.items() if not name.endswith(STATISTICS)}
@@ -33,6 +34,8 @@ def momentum_to_jax(buffers: Mapping[str, torch.Tensor], jax_model: nnx.Module) 
     Raises:
         ValueError: entries are missing, unexpected or of another shape; all are named.
     """
+    from lma_jax.training.state import split
+
     statistics = {name: value for name, value in to_torch(jax_model).items() if name.endswith(STATISTICS)}
     _, trace, _ = split(to_jax({**buffers, **statistics}, nnx.clone(jax_model)))
     return trace

@@ -5,12 +5,14 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
 
 from lma_jax.errors import InterruptedRun, UserError, nearest
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 # "Try again" in sysexits.h: the run is saved, and the same command goes on with it.
 INTERRUPTED = 75
@@ -39,15 +41,19 @@ def run(main: Callable[[], None]) -> None:
 
 def define_config_flag() -> flags.FlagHolder[Any]:
     """Adds --config, a Python file with get_config(), and --config.<key> for each of its keys."""
+    from ml_collections import config_flags
+
     return config_flags.DEFINE_config_file("config", None, "Recipe to train, such as configs/resnet50_lma.py.")
 
 
-def load_config(flag: flags.FlagHolder[Any]) -> tuple[ConfigDict, str]:
+def load_config(flag: flags.FlagHolder[Any]) -> "tuple[ConfigDict, str]":
     """The config that was asked for, and the name of its file without ending.
 
     Raises:
         UserError: no --config, or a file that is no config.
     """
+    from ml_collections import ConfigDict
+
     if flag.value is None:
         raise UserError("no recipe given: add --config=configs/<name>.py")
     path = _config_path(sys.argv)
