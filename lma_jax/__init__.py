@@ -1,5 +1,6 @@
 """LMA, its host networks and their training, in Flax NNX (channels last)."""
 
+from lma_jax.cam import grad_cam, grad_cam_plus_plus
 from lma_jax.lma import LMA, kernel_size_for
 from lma_jax.mobilenetv2 import InvertedResidual, MobileNetV2
 from lma_jax.registry import create_model, list_models
@@ -13,6 +14,8 @@ __all__ = [
     "MobileNetV2",
     "ResNet",
     "create_model",
+    "grad_cam",
+    "grad_cam_plus_plus",
     "kernel_size_for",
     "list_models",
 ]

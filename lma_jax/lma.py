@@ -78,6 +78,11 @@ class LMA(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., H, W, C) to the same shape."""
+        gate_h, gate_w = self.gates(x)
+        return x.astype(gate_w.dtype) * gate_w * gate_h
+
+    def gates(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The gates (..., H, 1, C) and (..., 1, W, C) that scale `x`, each value between 0 and 1."""
         if x.ndim < 3 or x.shape[-1] != self.channels or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"LMA({self.channels}) takes floating-point inputs of shape (..., H, W, {self.channels}), "
@@ -91,4 +96,4 @@ class LMA(nnx.Module):
         profile_w = x.mean(height, keepdims=True)
         gate_h = jax.nn.sigmoid(correlate_channels(profile_h, taps_h, axis=channel))
         gate_w = jax.nn.sigmoid(correlate_channels(profile_w, taps_w, axis=channel))
-        return x * gate_w * gate_h
+        return gate_h, gate_w

@@ -71,22 +71,34 @@ class LMA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to the same shape, dtype and memory format."""
-        if x.ndim != 4 or x.size(1) != self.channels or not x.is_floating_point():
-            raise ValueError(
-                f"LMA({self.channels}) takes floating-point inputs of shape (N, {self.channels}, H, W), "
-                f"channels second, got {x.dtype} of shape {tuple(x.shape)}"
-            )
+        self._require(x)
         # Reductions are fast only over the axes as they lie in memory.
         if x.is_contiguous(memory_format=torch.channels_last):
             return self._attend(x.permute(0, 2, 3, 1), height=1, width=2, channel=3).permute(0, 3, 1, 2)
         return self._attend(x, height=2, width=3, channel=1)
 
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The gates (N, C, H, 1) and (N, C, 1, W) that scale `x`, each value between 0 and 1."""
+        self._require(x)
+        return self._gates(x, height=2, width=3, channel=1)
+
     def _attend(self, x: Tensor, *, height: int, width: int, channel: int) -> Tensor:
+        gate_h, gate_w = self._gates(x, height=height, width=width, channel=channel)
+        y = x * gate_w
+        return y * gate_h if y.requires_grad else y.mul_(gate_h)
+
+    def _gates(self, x: Tensor, *, height: int, width: int, channel: int) -> tuple[Tensor, Tensor]:
         taps_h = self.conv_h.weight.flatten().to(x.dtype)
         taps_w = self.conv_w.weight.flatten().to(x.dtype)
         profile_h = x.mean(width, keepdim=True)
         profile_w = x.mean(height, keepdim=True)
         gate_h = correlate_channels(profile_h, taps_h, dim=channel).sigmoid()
         gate_w = correlate_channels(profile_w, taps_w, dim=channel).sigmoid()
-        y = x * gate_w
-        return y * gate_h if y.requires_grad else y.mul_(gate_h)
+        return gate_h, gate_w
+
+    def _require(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.size(1) != self.channels or not x.is_floating_point():
+            raise ValueError(
+                f"LMA({self.channels}) takes floating-point inputs of shape (N, {self.channels}, H, W), "
+                f"channels second, got {x.dtype} of shape {tuple(x.shape)}"
+            )

@@ -257,6 +257,8 @@ def test_every_recipe_names_its_command():
     [
         ("lma_jax.train", ["--config", "--workdir", "--coordinator"]),
         ("lma_jax.data.prepare", ["--archives", "--folder"]),
+        ("lma_jax.gradcam", ["--checkpoint", "--image", "--gates"]),
+        ("convert.to_jax", ["--weights", "--model"]),
         ("lma_jax.evaluate", ["--checkpoint", "--data"]),
         ("convert.to_torch", ["--checkpoint", "--output"]),
         ("convert.verify", ["--model", "--weights"]),
