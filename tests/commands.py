@@ -21,6 +21,10 @@ TINY = (
 )
 
 
+# 18 steps of a network that compiles in a second, for tests of training alone: the other commands do not know it.
+TINIEST = ("--config=tests/tiny_config.py",)
+
+
 def start(module: str, *arguments: object, devices: int = 1) -> subprocess.Popen[str]:
     """Starts `python -m module` from the repository's root, on as many CPU devices."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
@@ -34,7 +38,7 @@ def run(module: str, *arguments: object, devices: int = 1) -> str:
     process = start(module, *arguments, devices=devices)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert errors == ""
+    assert errors == "", errors
     return output
 
 

@@ -5,7 +5,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from commands import TINY, run, start
+from commands import TINIEST, run, start
 from test_resume import after_step, assert_same_bits, deterministic
 
 from lma_jax.training.metrics import read_metrics
@@ -15,7 +15,7 @@ def start_pair(workdir: Path) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    job = (*TINY, f"--workdir={workdir}", f"--coordinator={coordinator}", "--num_processes=2")
+    job = (*TINIEST, f"--workdir={workdir}", f"--coordinator={coordinator}", "--num_processes=2")
     return [start("lma_jax.train", *job, f"--process_id={rank}") for rank in range(2)]
 
 
@@ -27,7 +27,7 @@ def wait_for_step(process: subprocess.Popen[str], workdir: Path, number: int) ->
 
 def test_two_processes_train_as_one_through_a_kill_a_signal_and_a_change_of_shape(tmp_path):
     workdir, reference = tmp_path / "job", tmp_path / "one"
-    run("lma_jax.train", *TINY, f"--workdir={reference}", devices=2)
+    run("lma_jax.train", *TINIEST, f"--workdir={reference}", devices=2)
 
     first, second = start_pair(workdir)
     wait_for_step(first, workdir, 9)
@@ -46,6 +46,6 @@ def test_two_processes_train_as_one_through_a_kill_a_signal_and_a_change_of_shap
         assert process.returncode == 75, errors
         assert "the same command goes on from the newest checkpoint" in errors
 
-    run("lma_jax.train", *TINY, f"--workdir={workdir}", devices=2)
+    run("lma_jax.train", *TINIEST, f"--workdir={workdir}", devices=2)
     assert_same_bits(workdir, reference)
     assert deterministic(read_metrics(workdir)) == deterministic(read_metrics(reference))

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 import convert
 import lma_torch
 from convert.files import read_weights, write_weights
+from convert.importer import import_weights
 from convert.origins import recognise, unwrap
-from convert.to_jax import import_weights
 from lma_jax.errors import UserError
 from lma_jax.training.checkpoint import load_checkpoint, restore_model
 

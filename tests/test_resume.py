@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import TINY, run, start
+from commands import TINIEST, run, start
 
 from lma_jax.training.checkpoint import load_checkpoint
 from lma_jax.training.metrics import read_metrics
@@ -37,19 +37,19 @@ def deterministic(rows: list[dict]) -> list[dict]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("undisturbed")
-    output = run("lma_jax.train", *TINY, f"--workdir={workdir}")
+    output = run("lma_jax.train", *TINIEST, f"--workdir={workdir}")
     assert all(f"step {step}/{STEPS}  " in output for step in range(1, STEPS + 1))
     return workdir
 
 
 def test_two_runs_are_bit_identical(undisturbed, tmp_path):
-    run("lma_jax.train", *TINY, f"--workdir={tmp_path}")
+    run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
     assert_same_bits(tmp_path, undisturbed)
 
 
 def test_another_seed_gives_other_weights(undisturbed, tmp_path):
-    run("lma_jax.train", *TINY, f"--workdir={tmp_path}", "--config.seed=1")
-    kernel = "params/layer1/0/conv1/kernel"
+    run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}", "--config.seed=1")
+    kernel = "params/conv1/kernel"
     assert not np.array_equal(final_state(tmp_path)[kernel], final_state(undisturbed)[kernel])
 
 
@@ -77,20 +77,20 @@ def during_a_checkpoint_write(process, workdir: Path) -> bool:
     ids=["before the first checkpoint", "before evaluation", "during a checkpoint write"],
 )
 def test_a_killed_run_ends_as_if_undisturbed(undisturbed, tmp_path, moment):
-    process = start("lma_jax.train", *TINY, f"--workdir={tmp_path}")
+    process = start("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
     while not moment(process, tmp_path):
         assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    run("lma_jax.train", *TINY, f"--workdir={tmp_path}")
+    run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
     assert_same_bits(tmp_path, undisturbed)
     assert deterministic(read_metrics(tmp_path)) == deterministic(read_metrics(undisturbed))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_a_run_in_order_and_the_same_command_goes_on(undisturbed, tmp_path, number):
-    process = start("lma_jax.train", *TINY, f"--workdir={tmp_path}")
+    process = start("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
     reached = after_step(int(np.random.default_rng().integers(2, 12)))
     while not reached(process, tmp_path):
         assert process.poll() is None, process.stderr.read()
@@ -98,13 +98,13 @@ def test_a_signal_stops_a_run_in_order_and_the_same_command_goes_on(undisturbed,
     _, errors = process.communicate()
     assert process.returncode == 75
     assert re.fullmatch(rf"stopped by {number.name} after step \d+; the same command goes on from .*\n", errors)
-    run("lma_jax.train", *TINY, f"--workdir={tmp_path}", "--config.data_workers=1")
+    run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
     assert_same_bits(tmp_path, undisturbed)
     assert deterministic(read_metrics(tmp_path)) == deterministic(read_metrics(undisturbed))
 
 
 def test_a_finished_run_has_nothing_left_to_do(undisturbed):
     before = (undisturbed / "metrics.jsonl").read_text()
-    output = run("lma_jax.train", *TINY, f"--workdir={undisturbed}")
+    output = run("lma_jax.train", *TINIEST, f"--workdir={undisturbed}")
     assert f"resuming after step {STEPS}" in output
     assert (undisturbed / "metrics.jsonl").read_text() == before

@@ -1,7 +1,8 @@
 """The training loop."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,15 @@ class Run:
         if self.evaluation_is_due:
             self._evaluate()
         profiler = Profiler(trainer.profile_folder, start=self.step, total=trainer.eval_steps[-1])
-        batches = Timed(self._batches())
+        with contextlib.closing(Timed(self._batches())) as batches:
+            self._train(batches, profiler)
+        self.reporter.say(
+            f"trained {trainer.config.model} for {self.step:,} steps; checkpoints, metrics.jsonl and curves.png are in "
+            f"{trainer.workdir}"
+        )
+
+    def _train(self, batches: Timed, profiler: Profiler) -> None:
+        trainer = self.trainer
         while self.step < trainer.eval_steps[-1]:
             batch = next(batches)
             if self.step == 0:
@@ -193,10 +202,6 @@ class Run:
             self.stop.check()
             if self.step in trainer.eval_steps:
                 self._evaluate()
-        self.reporter.say(
-            f"trained {trainer.config.model} for {self.step:,} steps; checkpoints, metrics.jsonl and curves.png are in "
-            f"{trainer.workdir}"
-        )
 
     def _evaluate(self) -> None:
         """Evaluates, reports and saves."""
@@ -232,7 +237,7 @@ class Run:
         }
         self.checkpoints.save(self.state, metadata, top1=row.get("val_top1", -1.0))
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch]:
         trainer = self.trainer
         batches = train_batches(
             trainer.train_source,
