@@ -64,7 +64,7 @@ def after_step(number: int):
 
 def during_a_checkpoint_write(process, workdir: Path) -> bool:
     time.sleep(0.002)
-    return any((workdir / "checkpoints").glob("12*tmp*"))
+    return any((workdir / "checkpoints").glob("*tmp*"))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_killed_run_ends_as_if_undisturbed(undisturbed, tmp_path, moment):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_a_run_in_order_and_the_same_command_goes_on(undisturbed, tmp_path, number):
     process = start("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
-    reached = after_step(int(np.random.default_rng().integers(2, 12)))
+    reached = after_step(int(np.random.default_rng().integers(2, 6)))
     while not reached(process, tmp_path):
         assert process.poll() is None, process.stderr.read()
     process.send_signal(number)

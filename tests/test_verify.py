@@ -6,7 +6,7 @@ import torch
 from conftest import golden_weights, jax_shapes, torch_shapes
 
 import convert
-from convert.verify import compare, report
+from convert.comparison import compare, report
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 33, 40, 3))
 
