@@ -27,18 +27,15 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Join the others at <host>:<port>, an address of process 0.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in the job.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Rank of this process, from 0.", lower_bound=0)
-
-
 DETERMINISTIC = flags.DEFINE_bool("deterministic", True, "Have GPUs compute the same bits in every run; off is faster.")
 
 
 def main() -> None:
     config, name = cli.load_config(CONFIG)
-    if None in (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value) and not DISTRIBUTED.value:
-        given = {COORDINATOR.name: COORDINATOR, NUM_PROCESSES.name: NUM_PROCESSES, PROCESS_ID.name: PROCESS_ID}
-        missing = [f"--{name}" for name, flag in given.items() if flag.value is None]
-        if len(missing) < len(given):
-            raise UserError(f"a job of several processes needs {' and '.join(missing)} as well")
+    job = (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
+    missing = [f"--{flag.name}" for flag in job if flag.value is None]
+    if 0 < len(missing) < len(job) and not DISTRIBUTED.value:
+        raise UserError(f"a job of several processes needs {' and '.join(missing)} as well")
     if DETERMINISTIC.value:  # read when JAX starts
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 

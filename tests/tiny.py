@@ -14,7 +14,7 @@ import lma_torch
 from configs import common
 from lma_jax.data.transforms import Preprocessing
 from lma_jax.registry import HOSTS
-from lma_jax.training.objective import Objective
+from lma_jax.training.objective import objective_from
 from lma_jax.training.schedule import Clock, learning_rate_schedule
 from lma_jax.training.state import build_optimizer, create_state
 from lma_jax.training.step import REPLICATED, SHARDED, make_eval_step, make_train_step
@@ -76,9 +76,7 @@ class Trial:
         self.optimizer = build_optimizer(config, learning_rate_schedule(config, Clock(32, config.batch_size)))
         self.mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
         self.network, self.state = create_state(config, CLASSES, self.optimizer, NamedSharding(self.mesh, REPLICATED))
-        self.objective = Objective(
-            CLASSES, config.loss, config.label_smoothing, config.target_threshold, config.mixup, config.cutmix
-        )
+        self.objective = objective_from(config, num_classes=CLASSES)
         self.train_step = make_train_step(
             self.network,
             self.optimizer,

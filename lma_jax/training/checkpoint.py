@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ class Checkpoint:
     step: int
     arrays: Arrays
     metadata: dict[str, Any]
+
+    def evaluated(self) -> "Checkpoint":
+        """The same with "params/..." and "batch_stats/..." alone: the moving average where the run kept one."""
+        average = {path.removeprefix("ema/"): array for path, array in self.arrays.items() if path.startswith("ema/")}
+        arrays = average or self.arrays
+        kept = {path: array for path, array in arrays.items() if path.startswith(("params/", "batch_stats/"))}
+        return replace(self, arrays=kept)
 
 
 class Checkpoints:
@@ -240,10 +247,10 @@ def restore_model(checkpoint: Checkpoint, *, dtype: Any = None, sharding: Shardi
 
     abstract, params, batch_stats = split(nnx.eval_shape(build))
     rng_state = jax.jit(lambda: split(build())[0].rng_state, out_shardings=placement)()
-    average = "ema/" if any(path.startswith("ema/") for path in checkpoint.arrays) else ""
+    evaluated = checkpoint.evaluated()
     return Network(abstract.graphdef, rng_state).bind(
-        fill(params, checkpoint, sharding=placement, prefix=f"{average}params/"),
-        fill(batch_stats, checkpoint, sharding=placement, prefix=f"{average}batch_stats/"),
+        fill(params, evaluated, sharding=placement, prefix="params/"),
+        fill(batch_stats, evaluated, sharding=placement, prefix="batch_stats/"),
     )
 
 

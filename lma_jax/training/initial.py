@@ -100,9 +100,7 @@ def _read(path: Path, name: str) -> Arrays:
         checkpoint = load_checkpoint(path)
         if checkpoint.metadata["model"] != name:
             raise UserError(f"config.init_from={path} is a {checkpoint.metadata['model']}, but a {name} is needed")
-        average = {p.removeprefix("ema/"): a for p, a in checkpoint.arrays.items() if p.startswith("ema/")}
-        kept = average or checkpoint.arrays
-        return {p: array for p, array in kept.items() if p.startswith(("params/", "batch_stats/"))}
+        return checkpoint.evaluated().arrays
     try:
         from convert.files import read_weights
         from convert.origins import recognise

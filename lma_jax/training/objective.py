@@ -1,6 +1,8 @@
 """What a training step minimises: the loss, its targets, and the mixing of images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,12 @@ class Objective:
         weight = jax.random.beta(weight_key, self.cutmix, self.cutmix, dtype=images.dtype)
         rows, columns = (jax.random.randint(k, (), 0, size) for k, size in zip(centre_keys, images.shape[1:3]))
         return cutmix(images, targets, weight, (rows, columns))
+
+
+def objective_from(values: Mapping[str, Any], *, num_classes: int) -> Objective:
+    """The Objective among the `values` of a training config."""
+    names = ("loss", "label_smoothing", "target_threshold", "mixup", "cutmix")
+    return Objective(num_classes, **{name: values[name] for name in names})
 
 
 def smooth_one_hot(labels: jax.Array, num_classes: int, smoothing: float, dtype: jnp.dtype) -> jax.Array:

@@ -22,7 +22,7 @@ from lma_jax.training.distributed import StopSignal
 from lma_jax.training.evaluation import evaluate
 from lma_jax.training.initial import load_initial
 from lma_jax.training.metrics import Meter, NonFiniteError
-from lma_jax.training.objective import Objective
+from lma_jax.training.objective import objective_from
 from lma_jax.training.profiler import Profiler
 from lma_jax.training.report import Reporter
 from lma_jax.training.schedule import Clock, eval_steps, learning_rate_schedule
@@ -251,20 +251,12 @@ class Run:
 
     def _compiled_train_step(self, network: Network) -> Callable[[TrainState, Any], Any]:
         trainer, config = self.trainer, self.trainer.config
-        objective = Objective(
-            num_classes=trainer.num_classes,
-            loss=config.loss,
-            label_smoothing=config.label_smoothing,
-            target_threshold=config.target_threshold,
-            mixup=config.mixup,
-            cutmix=config.cutmix,
-        )
         train_step = make_train_step(
             network,
             trainer.optimizer,
             trainer.mesh,
             preprocessing=trainer.preprocessing,
-            objective=objective,
+            objective=objective_from(config, num_classes=trainer.num_classes),
             seed=config.seed,
             accumulate=config.accumulate,
             ema_decay=config.ema_decay,
