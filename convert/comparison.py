@@ -135,6 +135,16 @@ def _recorded(model: Any) -> Iterator[dict[str, Any]]:
         outputs.pop("", None)
 
 
+def summary(differences: list[Difference]) -> dict[str, dict[str, Any]]:
+    """What an export records of its proof: for each dtype the number of layers, of equal ones, and the worst of all."""
+    summary = {}
+    for dtype in TOLERANCES:
+        rows = [row for row in differences if row.dtype == dtype]
+        relative = max(row.relative for row in rows)
+        summary[dtype] = {"layers": len(rows), "equal": sum(row.passed for row in rows), "largest_relative": relative}
+    return summary
+
+
 def report(differences: list[Difference], *, by_layer: bool) -> Iterator[str]:
     """The lines of a table: every layer, or for each dtype the logits and the worst layer."""
     yield f"{'dtype':8} {'layer':32} {'shape':>20} {'largest difference':>19} {'relative':>9} {'allowed':>8}"

@@ -1,19 +1,20 @@
 """Weight files: a state_dict and its metadata in .safetensors or .pth."""
 
 import contextlib
+import io
 import json
 import os
 import pickle
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from convert.origins import unwrap
 from lma_jax.errors import UserError
@@ -32,20 +33,31 @@ def write_weights(path: Path, state_dict: StateDict, metadata: Mapping[str, Any]
         UserError: another suffix, or a place that cannot be written.
     """
     require_suffix(path)
-    temporary = path.with_name(path.name + ".tmp")
+    if path.suffix == ".safetensors":
+        content = save(dict(state_dict), {key: json.dumps(value) for key, value in metadata.items()})
+    else:
+        ordered, buffer = OrderedDict(state_dict), io.BytesIO()
+        ordered.metadata = dict(metadata)  # type: ignore[attr-defined]
+        torch.save(ordered, buffer)
+        content = buffer.getvalue()
+    write_file(path, content)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file in one move, with the folder it lies in; where that fails, nothing is left or overwritten.
+
+    Raises:
+        UserError: a place that cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            save_file(dict(state_dict), temporary, {key: json.dumps(value) for key, value in metadata.items()})
-        else:
-            ordered = OrderedDict(state_dict)
-            ordered.metadata = dict(metadata)  # type: ignore[attr-defined]
-            torch.save(ordered, temporary)
+        temporary.write_bytes(content)
         os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise UserError(f"cannot write {path}: {error}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -91,7 +103,7 @@ def _parsed(metadata: Mapping[str, str]) -> dict[str, Any]:
     return parsed
 
 
-def require_suffix(path: Path) -> None:
-    """Raises a UserError where a path does not end like a weights file."""
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path} must end in {' or '.join(SUFFIXES)}")
+def require_suffix(path: Path, suffixes: Iterable[str] = SUFFIXES) -> None:
+    """Raises a UserError where a path does not end like a file of weights, or with one of `suffixes`."""
+    if path.suffix not in suffixes:
+        raise UserError(f"{path} must end in {' or '.join(suffixes)}")

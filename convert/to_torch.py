@@ -1,4 +1,8 @@
-"""Exports a checkpoint to PyTorch: python -m convert.to_torch --checkpoint runs/r50 --output r50.safetensors"""
+"""Exports a checkpoint to PyTorch's tools: python -m convert.to_torch --checkpoint runs/r50 --output r50.safetensors
+
+The suffix of the file chooses what is written: the weights (.safetensors, .pth), or the whole network as a program of
+torch.export (.pt2) or as ONNX (.onnx), for batches of any size. Before it is written, every layer is proved equal.
+"""
 
 from pathlib import Path
 
@@ -8,22 +12,20 @@ from lma_jax import cli
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
 STEP = flags.DEFINE_string("step", "newest", "Which checkpoint: newest, best (by validation top-1), or its step.")
-OUTPUT = flags.DEFINE_string("output", None, "File to write, .safetensors or .pth.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "File to write: .safetensors, .pth, .pt2 or .onnx.", required=True)
+MOMENTUM = flags.DEFINE_string("momentum", None, "Another file, .safetensors or .pth, for the momentum of SGD.")
 
 
 def main() -> None:
-    from convert.files import require_suffix, write_weights
-    from convert.weights import to_torch
-    from lma_jax.training.checkpoint import load_checkpoint, restore_model
+    from convert.exporter import TORCH_SUFFIXES, export, export_momentum
+    from convert.files import require_suffix
+    from lma_jax.training.checkpoint import load_checkpoint
 
-    output = Path(OUTPUT.value)
-    require_suffix(output)
+    require_suffix(Path(OUTPUT.value), TORCH_SUFFIXES)
     checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)
-    state_dict = to_torch(restore_model(checkpoint))
-    names = ("model", "num_classes", "preprocessing", "metrics")
-    metadata = {name: checkpoint.metadata[name] for name in names}
-    write_weights(output, state_dict, {**metadata, "step": checkpoint.step})
-    print(f"{metadata['model']}, step {checkpoint.step:,}: {len(state_dict)} tensors written to {output}")
+    if MOMENTUM.value:
+        print(export_momentum(checkpoint, Path(MOMENTUM.value)))
+    print(export(checkpoint, Path(OUTPUT.value), source=CHECKPOINT.value))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from commands import ROOT, TINY, fail, run, start
 from PIL import Image
 from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lma_torch
 from lma_jax.errors import UserError
@@ -42,7 +43,12 @@ def test_training_writes_metrics_events_and_pictures(workdir):
     assert [row["step"] for row in rows if "val_top1" in row] == [6, 12, 18]
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.05] * 9 + [0.005] * 9)
     assert all(np.isfinite(list(row.values())).all() for row in rows)
-    assert any((workdir / "tensorboard").iterdir())
+    events = EventAccumulator(str(workdir / "tensorboard")).Reload()
+    for tag, name in (("train/loss", "train_loss"), ("val/top1", "val_top1"), ("learning_rate", "learning_rate")):
+        expected = [(row["step"], row[name]) for row in rows if name in row]
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == [
+            (step, pytest.approx(value)) for step, value in expected
+        ]
     with Image.open(workdir / "curves.png") as picture:
         assert picture.width > picture.height > 300
     with Image.open(workdir / "examples.png") as picture:

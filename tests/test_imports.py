@@ -26,9 +26,19 @@ def test_a_package_imports_nothing_heavy_but_its_framework(package, foreign):
     assert modules & foreign == set()
 
 
-def test_the_trainer_imports_neither_torch_nor_tensorflow():
-    modules = modules_after("import lma_jax.training.trainer")
+def test_the_trainer_and_its_writer_import_neither_torch_nor_tensorflow(tmp_path):
+    writing = f"MetricsWriter(Path({str(tmp_path)!r}), step=0, config={{}}).write({{'step': 1, 'train_loss': 1.0}})"
+    modules = modules_after(
+        f"import lma_jax.training.trainer; from pathlib import Path;"
+        f"from lma_jax.training.metrics import MetricsWriter; {writing}"
+    )
     assert modules & {"torch", "tensorflow", "matplotlib"} == set()
+
+
+def test_the_benchmarks_need_the_two_frameworks_alone():
+    modules = modules_after("import convert.fps, lma_jax.cli")
+    extras = {"grain", "matplotlib", "ml_collections", "PIL", "ptflops", "safetensors", "tensorflow_datasets"}
+    assert modules & extras == set()
 
 
 def test_convert_offers_its_two_functions():

@@ -8,7 +8,8 @@ import pytest
 import tiny
 import torch
 from test_options import TorchTrial, assert_same_weights, train
-from tiny import TorchTiny, Trial, batch
+from tiny import Trial, batch
+from torch_tiny import TorchTiny
 
 import convert
 from lma_jax.training.state import split

@@ -10,7 +10,8 @@ import pytest
 import tiny
 import torch
 from conftest import relative_error
-from tiny import CLASSES, PREPROCESSING, TorchTiny, Trial, assert_close, batch
+from tiny import CLASSES, PREPROCESSING, Trial, assert_close, batch
+from torch_tiny import TorchTiny
 
 import convert
 import lma_torch

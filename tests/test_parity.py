@@ -3,8 +3,6 @@
 float64 is the judge: there, a difference above 1e-9 is an error of meaning, not of rounding.
 """
 
-from functools import cache
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +10,18 @@ import optax
 import pytest
 import torch
 from conftest import golden_weights, host_options, jax_shapes, normal, relative_error, to_nhwc, torch_shapes
-from flax import nnx
+from jax.extend.core import jaxpr_as_fun
 
 import convert
 import lma_jax
+from lma_jax.training.state import split
 
 CLASSES = 11
 # Neither square nor of one parity; the last map is 2 x 2, so that BatchNorm sees 8 values a channel there.
 BATCH, HEIGHT, WIDTH = 2, 48, 33
 STEPS, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 5, 1e-3, 0.9, 1e-4
+# The other depths are the same blocks.
+FLOAT32 = ("resnet18_lma", "resnet50_lma", "mobilenetv2_lma")
 SGD = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, MOMENTUM))
 
 
@@ -30,6 +31,12 @@ pytestmark = pytest.mark.usefixtures("compile_each_layer_once")
 def batch(step):
     """Images (NCHW) and labels as NumPy arrays."""
     return normal(BATCH, 3, HEIGHT, WIDTH, seed=step), (np.arange(BATCH) + 3 * step) % CLASSES
+
+
+def jax_batch(step):
+    """The same for JAX, channels last."""
+    images, labels = batch(step)
+    return to_nhwc(images), jnp.asarray(labels)
 
 
 def well_conditioned_weights(model):
@@ -73,16 +80,31 @@ def torch_gradients(model, images, labels):
     return logits, loss, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def jax_gradients(model, images, labels):
-    """Logits, loss and gradients in training mode."""
+def staged(function, *arguments):
+    """The function for arguments of these shapes, traced once; XLA compiles the layers within it, not the whole."""
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    tree = jax.tree.structure(shapes)
+    return lambda *arguments: tree.unflatten(jaxpr_as_fun(closed)(*jax.tree.leaves(arguments)))
 
-    def loss_of(model):
-        logits = model(to_nhwc(images))
-        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)).mean(), logits
 
-    model.train()
-    (loss, logits), gradients = nnx.value_and_grad(loss_of, has_aux=True)(model)
-    return logits, loss, gradients
+def jax_train_step(network):
+    """A step of SGD: (params, batch_stats, optimizer states), images, labels -> the same, logits, loss, gradients."""
+
+    def step(state, images, labels):
+        params, batch_stats, momenta = state
+
+        def loss_of(params):
+            model = network.bind(params, batch_stats)
+            logits = model(images)
+            _, _, updated = split(model)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), (logits, updated)
+
+        (loss, (logits, updated)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        leaves, tree = jax.tree.flatten(params)
+        params, momenta = zip(*map(sgd_step, leaves, jax.tree.leaves(gradients), momenta))
+        return (tree.unflatten(params), updated, momenta), logits, loss, gradients
+
+    return step
 
 
 @jax.jit
@@ -92,11 +114,9 @@ def sgd_step(parameter, gradient, state):
     return optax.apply_updates(parameter, update), state
 
 
-def error_of_gradients(jax_model, gradients, expected):
+def error_of_gradients(jax_model, expected):
     """Each gradient relative to its own size, or to 1e-4 of the largest: some are zero but for rounding."""
-    model = nnx.clone(jax_model)
-    nnx.update(model, gradients)
-    actual = convert.to_torch(model)
+    actual = convert.to_torch(jax_model)
     largest = max(gradient.abs().max().item() for gradient in expected.values())
     return max(relative_error(actual[name], expected[name], scale=1e-4 * largest) for name in expected)
 
@@ -106,49 +126,42 @@ def error_of_state(jax_model, torch_model, kinds=("weight", "bias", "running_mea
     return max(relative_error(actual[key], expected[key]) for key in expected if key.endswith(kinds))
 
 
-@cache
 def errors(name):
     """The relative errors of one network, by quantity: in eval mode, then in float64 over five steps of training."""
     errors = {}
     options = dict(num_classes=CLASSES, **host_options(name))
     weights = well_conditioned_weights(torch_shapes(name, dtype=torch.float64, **options))
     images = batch(0)[0]
-    errors["eval logits, float32"] = error_of_eval_logits(
-        *twins(name, weights, "float32", **options), images.astype(np.float32)
-    )
+    if name in FLOAT32:
+        errors["eval logits, float32"] = error_of_eval_logits(
+            *twins(name, weights, "float32", **options), images.astype(np.float32)
+        )
     with jax.enable_x64(True):
         jax_model, torch_model = twins(name, weights, "float64", **options)
         errors["eval logits"] = error_of_eval_logits(jax_model, torch_model, images)
         optimizer = torch.optim.SGD(torch_model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
-        parameters, tree = jax.tree.flatten(nnx.state(jax_model, nnx.Param))
-        states = [SGD.init(parameter) for parameter in parameters]
-        for step in range(STEPS):
-            expected_logits, expected_loss, expected_gradients = torch_gradients(torch_model, *batch(step))
-            logits, loss, gradients = jax_gradients(jax_model, *batch(step))
-            if step == 0:
+        jax_model.train()
+        network, params, batch_stats = split(jax_model)
+        state = params, batch_stats, tuple(map(SGD.init, jax.tree.leaves(params)))
+        step = staged(jax_train_step(network), state, *jax_batch(0))
+        for number in range(STEPS):
+            expected_logits, expected_loss, expected_gradients = torch_gradients(torch_model, *batch(number))
+            state, logits, loss, gradients = step(state, *jax_batch(number))
+            params, batch_stats, _ = state
+            if number == 0:
                 errors["logits"] = relative_error(logits, expected_logits)
                 errors["loss"] = relative_error(loss, expected_loss)
-                errors["gradients"] = error_of_gradients(jax_model, gradients, expected_gradients)
-                errors["running statistics"] = error_of_state(jax_model, torch_model, ("running_mean", "running_var"))
+                errors["gradients"] = error_of_gradients(network.bind(gradients, batch_stats), expected_gradients)
+                errors["running statistics"] = error_of_state(
+                    network.bind(params, batch_stats), torch_model, ("running_mean", "running_var")
+                )
             optimizer.step()
-            parameters, states = zip(*map(sgd_step, parameters, jax.tree.leaves(gradients), states))
-            nnx.update(jax_model, tree.unflatten(parameters))
-        errors["weights after five steps"] = error_of_state(jax_model, torch_model)
+        errors["weights after five steps"] = error_of_state(network.bind(params, batch_stats), torch_model)
     return errors
 
 
-TOLERANCES = {
-    "eval logits, float32": 1e-4,
-    "eval logits": 1e-9,
-    "logits": 1e-9,
-    "loss": 1e-9,
-    "gradients": 1e-9,
-    "running statistics": 1e-9,
-    "weights after five steps": 1e-9,
-}
-
-
-@pytest.mark.parametrize("quantity", TOLERANCES)
 @pytest.mark.parametrize("name", lma_jax.list_models())
-def test_the_frameworks_agree(name, quantity):
-    assert errors(name)[quantity] <= TOLERANCES[quantity]
+def test_the_frameworks_train_the_same_network(name):
+    found = errors(name)
+    allowed = {quantity: 1e-4 if "float32" in quantity else 1e-9 for quantity in found}
+    assert {quantity: error for quantity, error in found.items() if not error <= allowed[quantity]} == {}

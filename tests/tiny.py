@@ -1,19 +1,18 @@
-"""A network of one convolution that compiles in a second, in both frameworks, for tests of training itself."""
+"""A network of one convolution that compiles in a second, for tests of training itself."""
 
 from functools import partial
 
 import jax
 import numpy as np
-import torch
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from ml_collections import ConfigDict
 
 import lma_jax.layers
-import lma_torch
 from configs import common
 from lma_jax.data.transforms import Preprocessing
 from lma_jax.registry import HOSTS
+from lma_jax.training import report
 from lma_jax.training.objective import objective_from
 from lma_jax.training.schedule import Clock, learning_rate_schedule
 from lma_jax.training.state import build_optimizer, create_state
@@ -39,22 +38,9 @@ class Tiny(nnx.Module):
         return self.fc(self.dropout(nnx.relu(x).mean((1, 2))))
 
 
-class TorchTiny(torch.nn.Module):
-    """Its twin, with attention."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
-        self.bn1 = torch.nn.BatchNorm2d(8)
-        self.attention = lma_torch.LMA(8)
-        self.fc = torch.nn.Linear(8, CLASSES)
-
-    def forward(self, x):
-        return self.fc(torch.relu(self.attention(self.bn1(self.conv1(x)))).mean((2, 3)))
-
-
 def register(monkeypatch) -> None:
-    """Makes tiny, tiny_lma and tinydropout known to create_model for the length of a test."""
+    """Makes tiny, tiny_lma and tinydropout known to create_model for the length of a test, which draws no curves."""
+    monkeypatch.setattr(report, "draw_curves", lambda workdir, *, title: None)
     monkeypatch.setitem(HOSTS, "tiny", Tiny)
     monkeypatch.setitem(HOSTS, "tinydropout", partial(Tiny, dropout=0.5))
 

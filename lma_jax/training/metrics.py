@@ -4,6 +4,8 @@ import contextlib
 import json
 import math
 import os
+import re
+import socket
 import time
 import uuid
 from collections import Counter
@@ -104,7 +106,7 @@ class MetricsWriter:
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes one row, which has "step" and numbers by name."""
-        numbers = {name.replace("_", "/", 1): value for name, value in row.items() if name != "step"}
+        numbers = {re.sub("^(train|val)_", r"\1/", name): value for name, value in row.items() if name != "step"}
         if self._wandb is not None:
             self._wandb.log(numbers, step=row["step"])
         with self._path.open("a") as file:
@@ -113,18 +115,23 @@ class MetricsWriter:
 
 
 class _Events:
-    """A TensorBoard event file, written at once: the queue of tensorboardX's SummaryWriter hangs on a full disk."""
+    """A TensorBoard event file, written at once: the queues of summary writers hang on a full disk.
+
+    TensorBoard's own protocol, without the writers that import PyTorch or TensorFlow where they are installed.
+    """
 
     def __init__(self, folder: Path, *, purge_step: int):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter((folder / name).open("wb"))
+        self._add(file_version="brain.Event:2")
         self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         self._add(step=step, summary=Summary(value=values))
@@ -134,9 +141,9 @@ class _Events:
             self._writer.close()
 
     def _add(self, **event: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event
 
-        self._writer.write_event(Event(wall_time=time.time(), **event))
+        self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())
         self._writer.flush()
 
 

@@ -1,0 +1,29 @@
+"""Exports a checkpoint as a JAX function: python -m convert.to_stablehlo --checkpoint runs/r50 --output r50.stablehlo
+
+The file runs wherever JAX does, without this package, on batches of any size. It is a zip of `function`, which
+jax.export.deserialize reads, and metadata.json. Before it is written, every layer is proved equal to PyTorch's.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from lma_jax import cli
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
+STEP = flags.DEFINE_string("step", "newest", "Which checkpoint: newest, best (by validation top-1), or its step.")
+OUTPUT = flags.DEFINE_string("output", None, "File to write, .stablehlo.", required=True)
+
+
+def main() -> None:
+    from convert.exporter import STABLEHLO_SUFFIXES, export
+    from convert.files import require_suffix
+    from lma_jax.training.checkpoint import load_checkpoint
+
+    require_suffix(Path(OUTPUT.value), STABLEHLO_SUFFIXES)
+    checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)
+    print(export(checkpoint, Path(OUTPUT.value), source=CHECKPOINT.value))
+
+
+if __name__ == "__main__":
+    cli.run(main)
