@@ -69,8 +69,8 @@ def onnx_program(model: torch.nn.Module, images: np.ndarray, metadata: Metadata)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own, about itself and about torchvision's absence
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        names = dict(input_names=["images"], output_names=["logits"], dynamic_shapes=({0: "batch"},))
-        program = torch.onnx.export(exported, dynamo=True, verbose=False, **names)
+        names: dict[str, Any] = dict(input_names=["images"], output_names=["logits"], dynamic_shapes=({0: "batch"},))
+        program: Any = torch.onnx.export(exported, dynamo=True, verbose=False, **names)
     # Among what the exporter noted of itself are the paths of this machine.
     for part in (program.model, program.model.graph, *program.model.graph.all_nodes()):
         part.metadata_props.clear()

@@ -3,13 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 from lma_jax.errors import UserError
-from lma_jax.registry import create_model
 from lma_jax.training.checkpoint import Arrays, Checkpoint, fill, load_checkpoint, to_arrays
 from lma_jax.training.state import TrainState, split
 
@@ -102,16 +99,8 @@ def _read(path: Path, name: str) -> Arrays:
             raise UserError(f"config.init_from={path} is a {checkpoint.metadata['model']}, but a {name} is needed")
         return checkpoint.evaluated().arrays
     try:
-        from convert.files import read_weights
-        from convert.origins import recognise
-        from convert.weights import to_jax
+        from convert.importer import read_network
     except ImportError as error:
         raise UserError(f"reading {path} needs PyTorch and safetensors: pip install 'lma[torch]'") from error
-    state_dict, _ = read_weights(path)
-    try:
-        _, num_classes = recognise(state_dict, name=name)
-    except UserError as error:
-        raise UserError(f"cannot start from {path}: {error}") from error
-    model = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    _, params, batch_stats = split(to_jax(state_dict, model))
+    _, params, batch_stats = split(read_network(path, model=name).model)
     return to_arrays({"params": params, "batch_stats": batch_stats})
