@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from flax import nnx
 
+from lma_jax.attention.channel import SRM
+from lma_jax.attention.mixed import MCA, SA, SGE
 from lma_jax.layers import BatchNorm
 
 
@@ -38,6 +40,12 @@ LAYERS: dict[type[nnx.Module], tuple[Entry, ...]] = {
         Entry("mean", "running_mean"),
         Entry("var", "running_var"),
     ),
+    nnx.LayerNorm: (Entry("scale", "weight"), Entry("bias", "bias")),
+    nnx.GroupNorm: (Entry("scale", "weight"), Entry("bias", "bias")),
+    SA: tuple(Entry(name, name) for name in ("weight_c", "bias_c", "weight_s", "bias_s")),
+    SRM: (Entry("weight", "weight", (0, 1)),),
+    SGE: (Entry("weight", "weight"), Entry("bias", "bias")),
+    MCA: tuple(Entry(name, name) for name in ("weight_c", "weight_h", "weight_w")),
 }
 # PyTorch's BatchNorm counts its batches; nothing in these networks reads the count.
 BATCH_COUNT = "num_batches_tracked"
@@ -53,10 +61,10 @@ def to_torch(jax_model: nnx.Module) -> dict[str, torch.Tensor]:
     """
     _require_known_variables(jax_model)
     state_dict = {}
-    for name, entry, variable in _variables(jax_model):
-        state_dict[f"{name}.{entry.torch_name}"] = _to_tensor(np.asarray(variable[...]).transpose(entry.axes))
+    for layer, entry, variable in _variables(jax_model):
+        state_dict[f"{layer}{entry.torch_name}"] = _to_tensor(np.asarray(variable[...]).transpose(entry.axes))
         if entry.torch_name == "running_var":
-            state_dict[f"{name}.{BATCH_COUNT}"] = torch.tensor(0)
+            state_dict[f"{layer}{BATCH_COUNT}"] = torch.tensor(0)
     return state_dict
 
 
@@ -72,8 +80,8 @@ def to_jax(state_dict: Mapping[str, torch.Tensor], jax_model: nnx.Module) -> nnx
     unexpected = [key for key in state_dict if key.rpartition(".")[2] != BATCH_COUNT]
     problems = []
     values = []
-    for name, entry, variable in _variables(jax_model):
-        key = f"{name}.{entry.torch_name}"
+    for layer, entry, variable in _variables(jax_model):
+        key = f"{layer}{entry.torch_name}"
         expected = tuple(variable.shape[axis] for axis in entry.axes)
         if key not in state_dict:
             problems.append(f"missing {key} {expected}")
@@ -93,17 +101,17 @@ def to_jax(state_dict: Mapping[str, torch.Tensor], jax_model: nnx.Module) -> nnx
 
 
 def _variables(model: nnx.Module) -> Iterator[tuple[str, Entry, nnx.Variable]]:
-    """Every variable of the model that the table names, with the dotted path of its layer."""
+    """Every variable of the model that the table names, with the prefix of its layer's names ("layer1.0.conv1.")."""
     for path, module in nnx.iter_modules(model):
         for entry in next((LAYERS[kind] for kind in type(module).__mro__ if kind in LAYERS), ()):
             variable = getattr(module, entry.jax_name)
             if variable is not None:
-                yield ".".join(map(str, path)), entry, variable
+                yield "".join(f"{part}." for part in path), entry, variable
 
 
 def _require_known_variables(model: nnx.Module) -> None:
     state = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
-    known = {f"{name}.{entry.jax_name}" for name, entry, _ in _variables(model)}
+    known = {f"{layer}{entry.jax_name}" for layer, entry, _ in _variables(model)}
     unknown = sorted({".".join(map(str, path)) for path, _ in state} - known)
     if unknown:
         raise ValueError("no row of convert.weights.LAYERS covers " + ", ".join(unknown))

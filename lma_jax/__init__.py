@@ -1,5 +1,6 @@
 """LMA, its host networks and their training, in Flax NNX (channels last)."""
 
+from lma_jax.attention import register_attention
 from lma_jax.cam import grad_cam, grad_cam_plus_plus
 from lma_jax.lma import LMA, kernel_size_for
 from lma_jax.mobilenetv2 import InvertedResidual, MobileNetV2
@@ -18,4 +19,5 @@ __all__ = [
     "grad_cam_plus_plus",
     "kernel_size_for",
     "list_models",
+    "register_attention",
 ]

@@ -63,18 +63,63 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int =
     )
 
 
+def uniform_conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: tuple[int, int] = (1, 1),
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    dilation: int = 1,
+    groups: int = 1,
+    use_bias: bool = True,
+    **dd: Any,
+) -> nnx.Conv:
+    """A convolution that starts as PyTorch's: kernel and bias U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        kernel_size,
+        strides=stride,
+        padding=tuple((pad, pad) for pad in padding),
+        kernel_dilation=dilation,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        kernel_init=uniform(math.prod(kernel_size) * in_channels // groups),
+        bias_init=uniform(math.prod(kernel_size) * in_channels // groups),
+        **dd,
+    )
+
+
+def uniform_linear(in_features: int, out_features: int, **dd: Any) -> nnx.Linear:
+    """A linear layer that starts as PyTorch's: kernel and bias U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    return nnx.Linear(in_features, out_features, kernel_init=uniform(in_features), bias_init=uniform(in_features), **dd)
+
+
+def uniform(fan_in: int) -> Any:
+    """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
 def init_weights(model: nnx.Module, rngs: nnx.Rngs) -> None:
-    """Initialises a host as the paper does: convolutions Kaiming-normal (fan-out), linear layers N(0, 0.01).
+    """Initialises a host as the paper does: convolutions Kaiming-normal (fan-out), linear N(0, 0.01), biases 0.
 
     All weights come from one draw: a draw a layer would take most of the time to compile.
     """
     weights: list[tuple[nnx.Param, float]] = []
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, nnx.Conv):
-            *window, _, out_channels = module.kernel.shape
-            weights.append((module.kernel, math.sqrt(2 / (math.prod(window) * out_channels))))
-        elif isinstance(module, nnx.Linear):
-            weights.append((module.kernel, 0.01))
+        if not isinstance(module, nnx.Conv | nnx.Linear) or getattr(module, "starts_at_zero", False):
+            continue
+        *window, _, out_channels = module.kernel.shape
+        std = math.sqrt(2 / (math.prod(window) * out_channels)) if isinstance(module, nnx.Conv) else 0.01
+        weights.append((module.kernel, std))
+        if module.bias is not None:
+            module.bias.set_value(jnp.zeros_like(module.bias[...]))
     ends = np.cumsum([kernel.size for kernel, _ in weights])
     noise = jnp.split(jax.random.normal(rngs.params(), (ends[-1],)), ends[:-1])
     for (kernel, std), values in zip(weights, noise):

@@ -1,6 +1,6 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018) with an attention module on the hidden channels of its blocks.
+"""MobileNetV2 (Sandler et al., CVPR 2018) with an attention module in its blocks.
 
-Attribute names are torchvision's; a block with attention holds it as element 2 of `conv`.
+Attribute names are torchvision's; the attention is one more element of a block's `conv`, where it is computed.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lma_jax.attention import Attention
+from lma_jax.attention import Attention, Place
 from lma_jax.layers import BatchNorm, ReLU6, Sequential, conv, init_weights
 
 # expansion ratio t, channels c, number of blocks n, stride of the first s
@@ -48,18 +48,23 @@ class InvertedResidual(nnx.Module):
         *,
         stride: int,
         expand_ratio: int,
-        attention: Attention | None = None,
+        attention: Attention | Place | None = None,
         norm_layer: Any = BatchNorm,
         **dd: Any,
     ):
         hidden = in_channels * expand_ratio
+        place = Place.of(attention, "hidden")
         layers: list[nnx.Module] = []
         if expand_ratio != 1:
             layers += [conv_bn_relu(in_channels, hidden, 1, norm_layer=norm_layer, **dd)]
-        layers += [conv_bn_relu(hidden, hidden, 3, stride=stride, groups=hidden, norm_layer=norm_layer, **dd)]
-        if expand_ratio != 1 and attention is not None:
-            layers += [attention(hidden, **dd)]
+        depthwise = conv_bn_relu(hidden, hidden, 3, stride=stride, groups=hidden, norm_layer=norm_layer, **dd)
+        for module in place.at("conv", hidden, **dd):
+            depthwise.insert(1, module)
+        layers += [depthwise]
+        if expand_ratio != 1:
+            layers += place.at("hidden", hidden, **dd)
         layers += [conv(hidden, out_channels, 1, **dd), norm_layer(out_channels, **dd)]
+        layers += place.at("block", out_channels, **dd)
         self.conv = Sequential(layers)
         self.use_residual = stride == 1 and in_channels == out_channels
 
@@ -74,7 +79,8 @@ class MobileNetV2(nnx.Module):
         num_classes: size of the output.
         width_mult: factor on the channel counts, which are rounded to multiples of 8 (of 4 at 0.1).
         dropout: rate before the classifier; its noise comes from the stream `dropout`.
-        attention: constructor called with a channel count (and dtype, param_dtype, rngs), or None for the plain host.
+        attention: constructor called with a channel count (and dtype, param_dtype, rngs), its Place,
+            or None for the plain host.
         norm_layer: constructor of the normalisation layers.
         dtype: computation dtype; by default that of the input and the parameters.
         param_dtype: dtype of the parameters.
@@ -87,7 +93,7 @@ class MobileNetV2(nnx.Module):
         num_classes: int = 1000,
         width_mult: float = 1.0,
         dropout: float = 0.2,
-        attention: Attention | None = None,
+        attention: Attention | Place | None = None,
         norm_layer: Any = BatchNorm,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,

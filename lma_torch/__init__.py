@@ -1,5 +1,6 @@
 """LMA and its host networks in PyTorch (channels first)."""
 
+from lma_torch.attention import register_attention
 from lma_torch.lma import LMA, kernel_size_for
 from lma_torch.mobilenetv2 import InvertedResidual, MobileNetV2
 from lma_torch.registry import create_model, list_models
@@ -15,4 +16,5 @@ __all__ = [
     "create_model",
     "kernel_size_for",
     "list_models",
+    "register_attention",
 ]

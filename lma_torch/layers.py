@@ -20,10 +20,13 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int =
 
 
 def init_weights(model: nn.Module) -> None:
-    """Initialises a host as the paper does: convolutions Kaiming-normal (fan-out), linear layers N(0, 0.01)."""
+    """Initialises a host as the paper does: convolutions Kaiming-normal (fan-out), linear N(0, 0.01), biases 0."""
     for module in model.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear) or getattr(module, "starts_at_zero", False):
+            continue
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
+        else:
             nn.init.normal_(module.weight, std=0.01)
+        if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lma_torch.attention import ATTENTIONS
+from lma_torch.attention import ATTENTIONS, Place
 from lma_torch.mobilenetv2 import MobileNetV2
 from lma_torch.resnet import DEPTHS, ResNet
 
@@ -18,10 +18,20 @@ HOSTS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+# The hosts of a family hold an attention module at the same place.
+FAMILIES = {"mobilenetv2": "mobilenetv2"}
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """The sorted names that `create_model` takes and that match `pattern` (fnmatch)."""
-    names = [*HOSTS, *(f"{host}_{attention}" for host in HOSTS for attention in ATTENTIONS)]
+    pairs = [(host, name) for host in HOSTS for name in ATTENTIONS if isinstance(place(host, name), Place)]
+    names = [*HOSTS, *(f"{host}_{name}" for host, name in pairs)]
     return sorted(fnmatch.filter(names, pattern))
+
+
+def place(host: str, attention: str) -> Place | str:
+    """Where a host holds an attention module, or the reason why it does not."""
+    return ATTENTIONS[attention][FAMILIES.get(host, "resnet")]
 
 
 def create_model(
@@ -42,15 +52,17 @@ def create_model(
         **host_options: further options of the host, such as `width_mult=0.5` of MobileNetV2.
 
     Raises:
-        ValueError: no such name; the message gives the nearest one.
+        ValueError: no such name (the message gives the nearest one), or a pair that does not exist (it says why).
     """
+    host, _, attention = name.partition("_")
+    if host in HOSTS and attention in ATTENTIONS and not isinstance(place(host, attention), Place):
+        raise ValueError(f"there is no {name}: {place(host, attention)}")
     if name not in list_models():
         nearest = difflib.get_close_matches(name, list_models(), n=1, cutoff=0)[0]
         raise ValueError(f"unknown model {name!r}, did you mean {nearest!r}? (list_models() names all)")
-    host, _, attention = name.partition("_")
     return HOSTS[host](
         num_classes=num_classes,
-        attention=ATTENTIONS.get(attention),
+        attention=place(host, attention) if attention else None,
         device=device,
         dtype=dtype,
         **host_options,

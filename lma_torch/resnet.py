@@ -7,11 +7,26 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lma_torch.attention import Attention
+from lma_torch.attention import Attention, Place
 from lma_torch.layers import conv, init_weights
 
 
-class BasicBlock(nn.Module):
+class Block(nn.Module):
+    """A residual block that holds an attention module at one of its positions."""
+
+    def hold(self, attention: Attention | Place | None, *, conv: int, branch: int, **dd: Any) -> None:
+        """Builds the attention module for the number of channels at its position, "conv" or "branch"."""
+        place = Place.of(attention, "branch")
+        modules = place.at("conv", conv, **dd) + place.at("branch", branch, **dd)
+        self.attention = modules[0] if modules else None
+        self.position = place.position
+
+    def attend(self, x: Tensor, position: str) -> Tensor:
+        """Applies the attention module at its position; elsewhere `x` is returned."""
+        return self.attention(x) if self.attention is not None and position == self.position else x
+
+
+class BasicBlock(Block):
     """Two 3x3 convolutions, attention, and the shortcut. (N, in_channels, H, W) -> (N, planes, H/stride, W/stride)."""
 
     expansion = 1
@@ -22,7 +37,7 @@ class BasicBlock(nn.Module):
         planes: int,
         *,
         stride: int = 1,
-        attention: Attention | None = None,
+        attention: Attention | Place | None = None,
         norm_layer: Any = nn.BatchNorm2d,
         **dd: Any,
     ):
@@ -32,20 +47,19 @@ class BasicBlock(nn.Module):
         self.bn1 = norm_layer(planes, **dd)
         self.conv2 = conv(planes, channels, 3, **dd)
         self.bn2 = norm_layer(channels, **dd)
-        self.attention = None if attention is None else attention(channels, **dd)
+        self.hold(attention, conv=planes, branch=channels, **dd)
         self.downsample = shortcut(in_channels, channels, stride, norm_layer, **dd)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.bn2(self.conv2(x))
-        if self.attention is not None:
-            x = self.attention(x)
+        x = self.attend(self.conv2(x), "conv")
+        x = self.attend(self.bn2(x), "branch")
         return self.relu(x + identity)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1, 3x3 and 1x1 convolutions, attention, and the shortcut. Its output has 4 * planes channels."""
 
     expansion = 4
@@ -56,7 +70,7 @@ class Bottleneck(nn.Module):
         planes: int,
         *,
         stride: int = 1,
-        attention: Attention | None = None,
+        attention: Attention | Place | None = None,
         norm_layer: Any = nn.BatchNorm2d,
         **dd: Any,
     ):
@@ -68,17 +82,16 @@ class Bottleneck(nn.Module):
         self.bn2 = norm_layer(planes, **dd)
         self.conv3 = conv(planes, channels, 1, **dd)
         self.bn3 = norm_layer(channels, **dd)
-        self.attention = None if attention is None else attention(channels, **dd)
+        self.hold(attention, conv=planes, branch=channels, **dd)
         self.downsample = shortcut(in_channels, channels, stride, norm_layer, **dd)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        x = self.bn3(self.conv3(x))
-        if self.attention is not None:
-            x = self.attention(x)
+        x = self.attend(self.conv2(x), "conv")
+        x = self.relu(self.bn2(x))
+        x = self.attend(self.bn3(self.conv3(x)), "branch")
         return self.relu(x + identity)
 
 
@@ -96,7 +109,8 @@ class ResNet(nn.Module):
         block: BasicBlock or Bottleneck.
         depths: number of blocks in each of the four stages.
         num_classes: size of the output.
-        attention: constructor called with a channel count (and device, dtype), or None for the plain host.
+        attention: constructor called with a channel count (and device, dtype), its Place,
+            or None for the plain host.
         norm_layer: constructor of the normalisation layers.
         device: device of the parameters.
         dtype: dtype of the parameters.
@@ -108,7 +122,7 @@ class ResNet(nn.Module):
         depths: tuple[int, int, int, int],
         *,
         num_classes: int = 1000,
-        attention: Attention | None = None,
+        attention: Attention | Place | None = None,
         norm_layer: Any = nn.BatchNorm2d,
         device: Any = None,
         dtype: Any = None,
@@ -120,22 +134,27 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
+        place = Place.of(attention, "branch")
+
         def stage(in_channels: int, planes: int, depth: int, stride: int) -> nn.Sequential:
             channels = [in_channels] + [planes * block.expansion] * (depth - 1)
             strides = [stride] + [1] * (depth - 1)
-            options: dict[str, Any] = dict(attention=attention, norm_layer=norm_layer, **dd)
-            return nn.Sequential(*[block(c, planes, stride=s, **options) for c, s in zip(channels, strides)])
+            places = [place if place.every_block else None] * (depth - 1) + [place]
+            options: dict[str, Any] = dict(norm_layer=norm_layer, **dd)
+            blocks = [block(c, planes, stride=s, attention=a, **options) for c, s, a in zip(channels, strides, places)]
+            behind = place.at("stage", planes * block.expansion, **dd) if planes < 512 else []
+            return nn.Sequential(*blocks, *behind)
 
         self.layer1 = stage(64, 64, depths[0], stride=1)
         self.layer2 = stage(64 * block.expansion, 128, depths[1], stride=2)
         self.layer3 = stage(128 * block.expansion, 256, depths[2], stride=2)
-        self.layer4 = stage(256 * block.expansion, 512, depths[3], stride=2)
+        self.layer4 = stage(256 * block.expansion, 512, depths[3], stride=place.last_stride)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512 * block.expansion, num_classes, **dd)
         init_weights(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> the last feature map (N, C, H/32, W/32)."""
+        """(N, 3, H, W) -> the last feature map (N, C, H/32, W/32), or H/16, W/16 (GSoP)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.maxpool(x)
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))

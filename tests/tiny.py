@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 import lma_jax.layers
 from configs import common
+from lma_jax.attention import Place
 from lma_jax.data.transforms import Preprocessing
 from lma_jax.registry import HOSTS
 from lma_jax.training import report
@@ -28,7 +29,7 @@ class Tiny(nnx.Module):
     def __init__(self, *, num_classes, attention, norm_layer=lma_jax.layers.BatchNorm, dropout=0.0, rngs, **dd):
         self.conv1 = lma_jax.layers.conv(3, 8, 3, stride=2, rngs=rngs, **dd)
         self.bn1 = norm_layer(8, rngs=rngs, **dd)
-        self.attention = None if attention is None else attention(8, rngs=rngs, **dd)
+        self.attention = next(iter(Place.of(attention, "branch").at("branch", 8, rngs=rngs, **dd)), None)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.fc = nnx.Linear(8, num_classes, rngs=rngs, **dd)
 

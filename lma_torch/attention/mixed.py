@@ -1,0 +1,220 @@
+"""Attention over channels and positions. (N, C, H, W) -> same."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lma_torch.attention.channel import squeezed, unbiased
+from lma_torch.lma import kernel_size_for
+
+
+def groups_for(channels: int, *, largest: int = 64, parts: int = 1) -> int:
+    """The largest number of groups, up to `largest`, that divides the channels into equal groups of equal `parts`.
+
+    Raises:
+        ValueError: not even one group can be divided into `parts`.
+    """
+    if channels % parts:
+        raise ValueError(f"{channels} channels cannot be divided into {parts} parts")
+    return next(groups for groups in range(largest, 0, -1) if channels % (groups * parts) == 0)
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention (Woo et al., ECCV 2018): channels, then positions.
+
+    x' = x * s(f(mean_HW(x)) + f(max_HW(x))), y = x' * s(BN(conv7x7([max_C(x'), mean_C(x')])))
+    """
+
+    def __init__(self, channels: int, **dd: Any):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, squeezed(channels), **dd)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc2 = nn.Linear(squeezed(channels), channels, **dd)
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False, **dd)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, largest = self.bottleneck(x.mean((2, 3))), self.bottleneck(x.amax((2, 3)))
+        x = x * (mean + largest).sigmoid()[:, :, None, None]
+        image = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+        return x * self.bn(self.conv(image)).sigmoid()
+
+    def bottleneck(self, profile: Tensor) -> Tensor:
+        """(N, C) -> (N, C)."""
+        return self.fc2(self.relu(self.fc1(profile)))
+
+
+class BAM(nn.Module):
+    """Bottleneck attention (Park et al., BMVC 2018): y = x * (1 + s(c * p)), c of the channels, p of the positions.
+
+    The published code multiplies c and p where the paper adds them; so does this.
+    """
+
+    def __init__(self, channels: int, **dd: Any):
+        super().__init__()
+        width = squeezed(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc1 = nn.Linear(channels, width, **dd)
+        self.bn = nn.BatchNorm1d(width, **dd)
+        self.fc2 = nn.Linear(width, channels, **dd)
+        self.conv1 = nn.Conv2d(channels, width, 1, **dd)
+        self.bn1 = nn.BatchNorm2d(width, **dd)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=4, dilation=4, **dd)
+        self.bn2 = nn.BatchNorm2d(width, **dd)
+        self.conv3 = nn.Conv2d(width, width, 3, padding=4, dilation=4, **dd)
+        self.bn3 = nn.BatchNorm2d(width, **dd)
+        self.conv4 = nn.Conv2d(width, 1, 1, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = self.fc2(self.relu(self.bn(self.fc1(x.mean((2, 3))))))[:, :, None, None]
+        positions = self.relu(self.bn1(self.conv1(x)))
+        positions = self.relu(self.bn2(self.conv2(positions)))
+        positions = self.conv4(self.relu(self.bn3(self.conv3(positions))))
+        return x * (1 + (channels * positions).sigmoid())
+
+
+class TA(nn.Module):
+    """Triplet attention (Misra et al., WACV 2021): the mean of three gated maps, each gate seen along one axis.
+
+    A gate is s(BN(conv KxK([max, mean]))) of the image that is left when H, W or C is pooled.
+
+    Args:
+        channels: C.
+        kernel_size: K, odd.
+    """
+
+    def __init__(self, channels: int, *, kernel_size: int = 7, **dd: Any):
+        super().__init__()
+        options: dict[str, Any] = dict(padding=kernel_size // 2, bias=False, **dd)
+        self.conv_h = nn.Conv2d(2, 1, kernel_size, **options)
+        self.bn_h = nn.BatchNorm2d(1, momentum=0.01, **dd)
+        self.conv_w = nn.Conv2d(2, 1, kernel_size, **options)
+        self.bn_w = nn.BatchNorm2d(1, momentum=0.01, **dd)
+        self.conv_c = nn.Conv2d(2, 1, kernel_size, **options)
+        self.bn_c = nn.BatchNorm2d(1, momentum=0.01, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate_h = self.bn_h(self.conv_h(pooled(x, 2))).sigmoid().permute(0, 2, 1, 3)  # the image (C, W)
+        gate_w = self.bn_w(self.conv_w(pooled(x, 3).mT)).sigmoid().permute(0, 3, 2, 1)  # the image (H, C)
+        gate_c = self.bn_c(self.conv_c(pooled(x, 1))).sigmoid()  # the image (H, W)
+        return x * ((gate_h + gate_w + gate_c) / 3)
+
+
+def pooled(x: Tensor, dim: int) -> Tensor:
+    """Maximum and mean over one axis of (N, C, H, W), as the two channels of an image of the other two."""
+    return torch.stack([x.amax(dim), x.mean(dim)], 1)
+
+
+class SA(nn.Module):
+    """Shuffle attention (Zhang, Yang, ICASSP 2021): in each of G groups, half of the channels is gated by its mean and
+    half by its normalised map; then the channels are shuffled.
+
+    G is 64, or in narrow layers the largest number that divides the channels; w = 0 and b = 1 at first.
+    """
+
+    def __init__(self, channels: int, **dd: Any):
+        super().__init__()
+        self.groups = groups_for(channels, parts=2)
+        half = channels // (2 * self.groups)
+        self.weight_c = nn.Parameter(torch.zeros(half, **dd))
+        self.bias_c = nn.Parameter(torch.ones(half, **dd))
+        self.weight_s = nn.Parameter(torch.zeros(half, **dd))
+        self.bias_s = nn.Parameter(torch.ones(half, **dd))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.norm = nn.GroupNorm(half, half, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        a, b = x.reshape(n * self.groups, -1, height, width).chunk(2, 1)
+        a = a * affine(self.pool(a), self.weight_c, self.bias_c).sigmoid()
+        b = b * affine(self.norm(b), self.weight_s, self.bias_s).sigmoid()
+        y = torch.cat([a, b], 1).reshape(n, 2, channels // 2, height, width)
+        return y.transpose(1, 2).reshape(x.shape)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Scales and shifts the channels of (N, C, H, W)."""
+    return x * weight[:, None, None] + bias[:, None, None]
+
+
+class CA(nn.Module):
+    """Coordinate attention (Hou, Zhou, Feng, CVPR 2021): y = x * g_w * g_h, both gates of one bottleneck over the
+    profiles of the rows and of the columns.
+    """
+
+    def __init__(self, channels: int, **dd: Any):
+        super().__init__()
+        width = max(8, channels // 32)
+        self.conv1 = nn.Conv2d(channels, width, 1, **dd)
+        self.bn1 = nn.BatchNorm2d(width, **dd)
+        self.activation = nn.Hardswish()
+        self.conv_h = nn.Conv2d(width, channels, 1, **dd)
+        self.conv_w = nn.Conv2d(width, channels, 1, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        profiles = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).mT], 2)
+        rows, columns = self.activation(self.bn1(self.conv1(profiles))).split([x.size(2), x.size(3)], 2)
+        return x * self.conv_w(columns).sigmoid().mT * self.conv_h(rows).sigmoid()
+
+
+class SGE(nn.Module):
+    """Spatial group-wise enhance (Li, Hu, Yang, 2019): in each of G groups, the positions are gated by their
+    likeness to the group's mean, normalised over the map.
+
+    G is 64, or in narrow layers the largest number that divides the channels; w = 0 and b = 1 at first.
+    """
+
+    def __init__(self, channels: int, **dd: Any):
+        super().__init__()
+        self.groups = groups_for(channels)
+        self.weight = nn.Parameter(torch.zeros(self.groups, **dd))
+        self.bias = nn.Parameter(torch.ones(self.groups, **dd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        grouped = x.unflatten(1, (self.groups, -1))
+        likeness = (grouped * grouped.mean((3, 4), keepdim=True)).sum(2)
+        centred = likeness - likeness.mean((2, 3), keepdim=True)
+        deviation = likeness.std((2, 3), correction=unbiased(likeness, (2, 3)), keepdim=True)
+        normalised = centred / (deviation + 1e-5)
+        return (grouped * affine(normalised, self.weight, self.bias).sigmoid()[:, :, None]).reshape(x.shape)
+
+
+class MCA(nn.Module):
+    """Multidimensional collaborative attention (Yu et al., 2023): the mean of three gated maps, one for each of the
+    axes C, H and W, whose profiles weigh mean and standard deviation over the other two.
+    """
+
+    def __init__(self, channels: int, **dd: Any):
+        super().__init__()
+        for axis, taps in (("c", kernel_size_for(channels)), ("h", 3), ("w", 3)):
+            setattr(self, f"weight_{axis}", nn.Parameter(torch.rand(2, **dd)))
+            setattr(self, f"conv_{axis}", nn.Conv2d(1, 1, (1, taps), padding=(0, taps // 2), bias=False, **dd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate_c = self.gate(x, (2, 3), self.weight_c, self.conv_c)
+        gate_h = self.gate(x, (1, 3), self.weight_h, self.conv_h)
+        gate_w = self.gate(x, (1, 2), self.weight_w, self.conv_w)
+        return x * ((gate_c + gate_h + gate_w) / 3)
+
+    def gate(self, x: Tensor, dims: tuple[int, int], weight: Tensor, conv: Any) -> Tensor:
+        """The gate along the axis that is left besides `dims`, which have size 1 in it."""
+        scale_mean, scale_std = 0.5 + weight.sigmoid()
+        deviation = x.std(dims, correction=unbiased(x, dims), keepdim=True)
+        profile = scale_mean * x.mean(dims, keepdim=True) + scale_std * deviation
+        return conv(profile.flatten(1)[:, None, None]).sigmoid().reshape(profile.shape)
+
+
+class SimAM(nn.Module):
+    """SimAM (Yang et al., ICML 2021): y = x * s(d / (4 (v + 1e-4)) + 1/2), d = (x - mean)^2, v its sum / (HW - 1).
+
+    No parameters; `channels` is not used.
+    """
+
+    def __init__(self, channels: int, **dd: Any):
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        distance = (x - x.mean((2, 3), keepdim=True)).square()
+        variance = distance.sum((2, 3), keepdim=True) / max(1, x.size(2) * x.size(3) - 1)
+        return x * (distance / (4 * (variance + 1e-4)) + 0.5).sigmoid()
