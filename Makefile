@@ -25,6 +25,7 @@ test: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+	$(BIN)/pytest -m slow --dist worksteal
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

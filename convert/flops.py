@@ -7,7 +7,8 @@ conv + linear   convolutions and matrix products without biases, LMA's two K-tap
                 in JAX from the jaxpr, in PyTorch by torch.utils.flop_counter, and equal layer by layer
 aten            ptflops' count of the same in its backend "aten", which adds the biases
 Table 1         the paper's convention, ptflops' backend "pytorch" with count_functional=False: the above, and for n
-                input values 2n in a batch normalisation and n in a ReLU, ReLU6 or pooling module; LMA as published,
+                input values 2n in a batch or group normalisation and n in a layer normalisation, ReLU, ReLU6 or pooling
+                module; LMA as published,
                 with pooling modules: 2 * C * H * W for them and K * C * (H + W) for the correlations
 
 For a network of your own: `lma_jax.flops.macs_by_layer`, `lma_torch.flops.macs_by_layer`, and `table_macs` here. For
@@ -52,6 +53,14 @@ PUBLISHED = {
     "resnet34_lma": 3_678_861_800,
     "resnet50": 4_121_925_096,
     "resnet50_lma": 4_135_429_608,
+    "resnet50_se": 4_129_976_392,
+    "resnet50_cbam": 4_128_375_668,
+    "resnet50_bam": 4_205_132_220,
+    "resnet50_gsop": 6_405_416_680,
+    "resnet50_gc": 4_129_991_203,
+    "resnet50_eca": 4_127_532_264,
+    "resnet50_sa": 4_130_204_136,
+    "resnet50_ta": 4_169_186_996,
     "resnet101": 7_849_500_136,
     "resnet101_lma": 7_872_265_704,
     "resnet152": 11_580_687_848,
@@ -73,7 +82,10 @@ TABLE_RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], int]] = {
     nn.Conv2d: lambda module, x, y: _with_bias(y.numel() * module.weight[0].numel(), module, y),
     nn.Linear: lambda module, x, y: _with_bias(y.numel() * module.in_features, module, y),
     LMA: _lma,
-    **dict.fromkeys((nn.BatchNorm2d, nn.GroupNorm), lambda module, x, y: x.numel() * (2 if module.affine else 1)),
+    **dict.fromkeys(
+        (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm), lambda module, x, y: x.numel() * (2 if module.affine else 1)
+    ),
+    nn.LayerNorm: lambda module, x, y: x.numel(),
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.AvgPool2d), lambda module, x, y: x.numel()),
     **dict.fromkeys((nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d), lambda module, x, y: x.numel()),
 }
@@ -261,7 +273,8 @@ def legend() -> dict[str, str]:
         f"from the jaxpr, and by torch.utils.flop_counter of PyTorch {torch.__version__}",
         "aten": f'{counter}, backend "aten": the same with biases',
         "table1": f'{counter}, backend "pytorch" with count_functional=False, LMA by hook: for n input values also 2n '
-        "in a batch normalisation, n in a ReLU, ReLU6 or pooling module, 2n in LMA's pooling",
+        "in a batch or group normalisation, n in a layer normalisation, ReLU, ReLU6 or pooling module, "
+        "2n in LMA's pooling",
         "published": "the published networks in the convention of table1",
     }
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 import lma_torch
-from lma_jax.errors import UserError, nearest
+from lma_jax.errors import UserError
+from lma_torch.registry import HOSTS, problem_with
 
 # Where training scripts put the state_dict among other things, and what wrappers of modules put before the names.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
@@ -50,17 +51,22 @@ def recognise(state_dict: StateDict, *, name: str | None = None) -> tuple[str, i
     Raises:
         UserError: there is none; the nearest one is named with all differences.
     """
-    if name is not None and name not in lma_torch.list_models():
-        raise UserError(f"unknown model {name!r}, did you mean {nearest(name, lma_torch.list_models())!r}?")
+    if name is not None and (problem := problem_with(name)):
+        raise UserError(problem)
     heads = [state_dict[key] for key in ("fc.weight", "classifier.1.weight") if key in state_dict]
     num_classes = len(heads[0]) if heads else 1000
     given = _shapes(state_dict)
-    candidates = lma_torch.list_models() if name is None else [name]
-    problems = {candidate: _differences(given, candidate, num_classes) for candidate in candidates}
-    best = min(problems, key=lambda candidate: len(problems[candidate]))
-    if problems[best]:
+
+    # Asked for the host first, then for its attention: all pairs would take long to build.
+    def nearest_of(candidates: list[str]) -> tuple[str, list[str]]:
+        problems = {candidate: _differences(given, candidate, num_classes) for candidate in candidates}
+        return min(problems.items(), key=lambda item: len(item[1]))
+
+    candidates = [name] if name else lma_torch.list_models(f"{nearest_of(list(HOSTS))[0]}*")
+    best, problems = nearest_of(candidates)
+    if problems:
         origin = "these weights are of no network here; the nearest is" if name is None else "these are no weights of"
-        raise UserError(f"{origin} {best}, with {len(problems[best])} differences: {'; '.join(problems[best])}")
+        raise UserError(f"{origin} {best}, with {len(problems)} differences: {'; '.join(problems)}")
     return best, num_classes
 
 

@@ -109,11 +109,14 @@ def uniform(fan_in: int) -> Any:
 def init_weights(model: nnx.Module, rngs: nnx.Rngs) -> None:
     """Initialises a host as the paper does: convolutions Kaiming-normal (fan-out), linear N(0, 0.01), biases 0.
 
+    What a module lists as `starts_at_zero` stays zero.
     All weights come from one draw: a draw a layer would take most of the time to compile.
     """
+    modules = [module for _, module in nnx.iter_modules(model)]
+    kept = [getattr(module, name) for module in modules for name in getattr(module, "starts_at_zero", ())]
     weights: list[tuple[nnx.Param, float]] = []
-    for _, module in nnx.iter_modules(model):
-        if not isinstance(module, nnx.Conv | nnx.Linear) or getattr(module, "starts_at_zero", False):
+    for module in modules:
+        if not isinstance(module, nnx.Conv | nnx.Linear) or any(module is other for other in kept):
             continue
         *window, _, out_channels = module.kernel.shape
         std = math.sqrt(2 / (math.prod(window) * out_channels)) if isinstance(module, nnx.Conv) else 0.01

@@ -20,9 +20,13 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int =
 
 
 def init_weights(model: nn.Module) -> None:
-    """Initialises a host as the paper does: convolutions Kaiming-normal (fan-out), linear N(0, 0.01), biases 0."""
+    """Initialises a host as the paper does: convolutions Kaiming-normal (fan-out), linear N(0, 0.01), biases 0.
+
+    What a module lists as `starts_at_zero` stays zero.
+    """
+    kept = {getattr(module, name) for module in model.modules() for name in getattr(module, "starts_at_zero", ())}
     for module in model.modules():
-        if not isinstance(module, nn.Conv2d | nn.Linear) or getattr(module, "starts_at_zero", False):
+        if not isinstance(module, nn.Conv2d | nn.Linear) or module in kept:
             continue
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -34,6 +34,17 @@ def place(host: str, attention: str) -> Place | str:
     return ATTENTIONS[attention][FAMILIES.get(host, "resnet")]
 
 
+def problem_with(name: str) -> str | None:
+    """Why `create_model` does not take a name, or None where it does."""
+    if name in list_models():
+        return None
+    host, _, attention = name.partition("_")
+    if host in HOSTS and attention in ATTENTIONS:
+        return f"there is no {name}: {place(host, attention)}"
+    nearest = difflib.get_close_matches(name, list_models(), n=1, cutoff=0)[0]
+    return f"unknown model {name!r}, did you mean {nearest!r}? (list_models() names all)"
+
+
 def create_model(
     name: str,
     *,
@@ -54,12 +65,9 @@ def create_model(
     Raises:
         ValueError: no such name (the message gives the nearest one), or a pair that does not exist (it says why).
     """
+    if problem := problem_with(name):
+        raise ValueError(problem)
     host, _, attention = name.partition("_")
-    if host in HOSTS and attention in ATTENTIONS and not isinstance(place(host, attention), Place):
-        raise ValueError(f"there is no {name}: {place(host, attention)}")
-    if name not in list_models():
-        nearest = difflib.get_close_matches(name, list_models(), n=1, cutoff=0)[0]
-        raise ValueError(f"unknown model {name!r}, did you mean {nearest!r}? (list_models() names all)")
     return HOSTS[host](
         num_classes=num_classes,
         attention=place(host, attention) if attention else None,

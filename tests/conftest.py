@@ -30,6 +30,7 @@ from flax import nnx
 import lma_jax
 import lma_jax.layers
 import lma_torch
+from lma_jax.attention import channel, mixed
 
 torch.set_num_threads(1)  # its threads would spin against those of XLA
 
@@ -45,7 +46,8 @@ def x64():
 def compile_each_layer_once():
     """Compiles a layer once for a shape, for all networks together; whole networks would take minutes."""
     with pytest.MonkeyPatch.context() as patch:
-        for layer in (nnx.Conv, lma_jax.layers.BatchNorm, lma_jax.layers.ReLU6, lma_jax.LMA):
+        attentions = (getattr(module, name) for module in (channel, mixed) for name in module.__all__)
+        for layer in (nnx.Conv, lma_jax.layers.BatchNorm, lma_jax.layers.ReLU6, lma_jax.LMA, *attentions):
             patch.setattr(layer, "__call__", nnx.jit(layer.__call__))
         yield
 

@@ -75,7 +75,7 @@ def test_plain_mobilenetv2_has_torchvisions_names():
         assert name in names
 
 
-@pytest.mark.parametrize("name", lma_torch.list_models())
+@pytest.mark.parametrize("name", [*HOSTS, *LMA_HOSTS, "resnet50_se", "resnet18_bam", "mobilenetv2_cbam"])
 @pytest.mark.parametrize("wrap", [lambda s: s, to_timm], ids=["torchvision's and the authors' names", "timm's"])
 def test_every_network_is_recognised(name, wrap):
     state_dict = wrap(meta(name, num_classes=21))

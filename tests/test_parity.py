@@ -160,7 +160,19 @@ def errors(name):
     return errors
 
 
-@pytest.mark.parametrize("name", lma_jax.list_models())
+HOSTS = [name for name in lma_jax.list_models() if "_" not in name]
+# Deeper, of the blocks of ResNet-50.
+DEEP = ("resnet101", "resnet152")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith(DEEP) else name
+        for host in HOSTS
+        for name in (host, f"{host}_lma")
+    ],
+)
 def test_the_frameworks_train_the_same_network(name):
     found = errors(name)
     allowed = {quantity: 1e-4 if "float32" in quantity else 1e-9 for quantity in found}

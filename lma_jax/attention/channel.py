@@ -9,6 +9,8 @@ from flax import nnx
 
 from lma_jax.layers import BatchNorm, uniform_conv, uniform_linear
 
+__all__ = ["ECA", "GC", "SE", "SRM", "GSoP"]
+
 POSITIONS = (1, 2)
 
 
@@ -83,14 +85,14 @@ class GC(nnx.Module):
     The positions are weighed by a = softmax(w x + b), the channels are transformed in a bottleneck.
     """
 
+    starts_at_zero = ("fc2",)
+
     def __init__(self, channels: int, **dd: Any):
         self.mask = uniform_conv(channels, 1, **dd)
         self.fc1 = uniform_linear(channels, squeezed(channels), **dd)
         self.norm = nnx.LayerNorm(squeezed(channels), epsilon=1e-5, use_fast_variance=False, **dd)
-        self.fc2 = uniform_linear(squeezed(channels), channels, **dd)
-        self.fc2.kernel.set_value(jnp.zeros_like(self.fc2.kernel[...]))
-        self.fc2.bias.set_value(jnp.zeros_like(self.fc2.bias[...]))
-        self.fc2.starts_at_zero = True
+        zeros = nnx.initializers.zeros
+        self.fc2 = nnx.Linear(squeezed(channels), channels, kernel_init=zeros, bias_init=zeros, **dd)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         n, height, width, channels = x.shape

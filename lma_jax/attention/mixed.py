@@ -10,6 +10,8 @@ from lma_jax.attention.channel import POSITIONS, profile_conv, squeezed, std, va
 from lma_jax.layers import BatchNorm, uniform_conv, uniform_linear
 from lma_jax.lma import kernel_size_for
 
+__all__ = ["BAM", "CA", "CBAM", "MCA", "SA", "SGE", "TA", "SimAM"]
+
 
 def groups_for(channels: int, *, largest: int = 64, parts: int = 1) -> int:
     """The largest number of groups, up to `largest`, that divides the channels into equal groups of equal `parts`.
@@ -178,9 +180,11 @@ class MCA(nnx.Module):
     """
 
     def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **dd: Any):
-        for axis, taps in (("c", kernel_size_for(channels)), ("h", 3), ("w", 3)):
-            setattr(self, f"weight_{axis}", nnx.Param(jax.random.uniform(rngs.params(), 2, param_dtype)))
-            setattr(self, f"conv_{axis}", profile_conv(taps, param_dtype=param_dtype, rngs=rngs, **dd))
+        dd |= dict(param_dtype=param_dtype, rngs=rngs)
+        weight_c, weight_h, weight_w = jax.random.uniform(rngs.params(), (3, 2), param_dtype)
+        self.weight_c, self.conv_c = nnx.Param(weight_c), profile_conv(kernel_size_for(channels), **dd)
+        self.weight_h, self.conv_h = nnx.Param(weight_h), profile_conv(3, **dd)
+        self.weight_w, self.conv_w = nnx.Param(weight_w), profile_conv(3, **dd)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate_c = self.gate(x, (1, 2), self.weight_c, self.conv_c)

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lma_jax.errors import UserError, nearest
-from lma_jax.registry import list_models
+from lma_jax.registry import problem_with
 
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float64"),
@@ -44,7 +44,8 @@ def validate(config: ConfigDict) -> None:
     Raises:
         UserError: the first value that is missing or not allowed, with what is.
     """
-    _require_known(config, "model", list_models())
+    if problem := problem_with(config.model):
+        raise UserError(f"config.model={config.model!r} is not allowed: {problem}")
     for key, choices in CHOICES.items():
         _require_known(config, key, choices)
     for key in NAMES:

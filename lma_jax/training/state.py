@@ -62,20 +62,18 @@ def split(model: nnx.Module) -> tuple[Network, Tree, Tree]:
 
 def build_model(config: ConfigDict, num_classes: int) -> nnx.Module:
     """The model that `config` describes, initialised from `config.seed`."""
-
-    def norm_layer(num_features: int, **dd: Any) -> BatchNorm:
-        axis_name = DATA_AXIS if config.batch_norm == "sync" else None
-        return BatchNorm(num_features, axis_name=axis_name, **dd)
-
     dtype = jnp.dtype(config.dtype)
-    return create_model(
+    model = create_model(
         config.model,
         num_classes=num_classes,
-        norm_layer=norm_layer,
         dtype=dtype,
         param_dtype=jnp.promote_types(dtype, jnp.float32),
         rngs=nnx.Rngs(params=config.seed, dropout=config.seed),
     )
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm):
+            module.axis_name = DATA_AXIS if config.batch_norm == "sync" else None
+    return model
 
 
 def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:

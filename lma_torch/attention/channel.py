@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+__all__ = ["ECA", "GC", "SE", "SRM", "GSoP"]
+
 
 def squeezed(channels: int, reduction: int = 16) -> int:
     """The width of a bottleneck, at least 1."""
@@ -15,6 +17,11 @@ def squeezed(channels: int, reduction: int = 16) -> int:
 def unbiased(x: Tensor, dims: tuple[int, ...]) -> int:
     """The correction that makes a variance over `dims` unbiased; none for a single value, whose variance is 0."""
     return min(1, math.prod(x.size(dim) for dim in dims) - 1)
+
+
+def profile_conv(taps: int, **dd: Any) -> nn.Conv2d:
+    """A correlation with an odd number of taps along profiles (N, 1, 1, length)."""
+    return nn.Conv2d(1, 1, (1, taps), padding=(0, taps // 2), bias=False, **dd)
 
 
 class SE(nn.Module):
@@ -44,7 +51,7 @@ class ECA(nn.Module):
         super().__init__()
         taps = int((math.log2(channels) + 1) / 2) // 2 * 2 + 1 if kernel_size is None else kernel_size
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.conv = nn.Conv2d(1, 1, (1, taps), padding=(0, taps // 2), bias=False, **dd)
+        self.conv = profile_conv(taps, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.conv(self.pool(x).flatten(1)[:, None, None]).sigmoid()
@@ -72,6 +79,8 @@ class GC(nn.Module):
     The positions are weighed by a = softmax(w x + b), the channels are transformed in a bottleneck.
     """
 
+    starts_at_zero = ("fc2",)
+
     def __init__(self, channels: int, **dd: Any):
         super().__init__()
         self.mask = nn.Conv2d(channels, 1, 1, **dd)
@@ -81,7 +90,6 @@ class GC(nn.Module):
         self.fc2 = nn.Linear(squeezed(channels), channels, **dd)
         nn.init.zeros_(self.fc2.weight)
         nn.init.zeros_(self.fc2.bias)
-        self.fc2.starts_at_zero = True  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         attention = self.mask(x).flatten(2).softmax(2)

@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lma_torch.attention.channel import squeezed, unbiased
+from lma_torch.attention.channel import profile_conv, squeezed, unbiased
 from lma_torch.lma import kernel_size_for
+
+__all__ = ["BAM", "CA", "CBAM", "MCA", "SA", "SGE", "TA", "SimAM"]
 
 
 def groups_for(channels: int, *, largest: int = 64, parts: int = 1) -> int:
@@ -187,9 +189,9 @@ class MCA(nn.Module):
 
     def __init__(self, channels: int, **dd: Any):
         super().__init__()
-        for axis, taps in (("c", kernel_size_for(channels)), ("h", 3), ("w", 3)):
-            setattr(self, f"weight_{axis}", nn.Parameter(torch.rand(2, **dd)))
-            setattr(self, f"conv_{axis}", nn.Conv2d(1, 1, (1, taps), padding=(0, taps // 2), bias=False, **dd))
+        self.weight_c, self.conv_c = nn.Parameter(torch.rand(2, **dd)), profile_conv(kernel_size_for(channels), **dd)
+        self.weight_h, self.conv_h = nn.Parameter(torch.rand(2, **dd)), profile_conv(3, **dd)
+        self.weight_w, self.conv_w = nn.Parameter(torch.rand(2, **dd)), profile_conv(3, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         gate_c = self.gate(x, (2, 3), self.weight_c, self.conv_c)
@@ -197,7 +199,7 @@ class MCA(nn.Module):
         gate_w = self.gate(x, (1, 2), self.weight_w, self.conv_w)
         return x * ((gate_c + gate_h + gate_w) / 3)
 
-    def gate(self, x: Tensor, dims: tuple[int, int], weight: Tensor, conv: Any) -> Tensor:
+    def gate(self, x: Tensor, dims: tuple[int, int], weight: Tensor, conv: nn.Conv2d) -> Tensor:
         """The gate along the axis that is left besides `dims`, which have size 1 in it."""
         scale_mean, scale_std = 0.5 + weight.sigmoid()
         deviation = x.std(dims, correction=unbiased(x, dims), keepdim=True)
