@@ -1,10 +1,13 @@
 """A checkpoint as a file for other tools, with the proof that it computes the same."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+import torch
+from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 import lma_torch
@@ -21,22 +24,32 @@ TORCH_SUFFIXES = (".safetensors", ".pth", ".pt2", ".onnx")
 STABLEHLO_SUFFIXES = (".stablehlo",)
 
 
-def export(checkpoint: Checkpoint, output: Path, *, source: str) -> str:
-    """Writes the network of a checkpoint in the format that the suffix of `output` names, and says what was done.
+@dataclass(frozen=True)
+class Proved:
+    """A network in both frameworks that computes the same in every layer.
 
-    The file is written only if every layer computes the same in both frameworks; its metadata hold the model, the
-    classes, the preprocessing, the metrics, the source and the proof.
+    Attributes:
+        jax_model, torch_model: the pair.
+        images: random ones of the network's size, (N, H, W, 3).
+        metadata: model, classes, preprocessing, metrics, source and proof.
+    """
+
+    jax_model: nnx.Module
+    torch_model: torch.nn.Module
+    images: np.ndarray
+    metadata: dict[str, Any]
+
+
+def prove(checkpoint: Checkpoint, *, source: str) -> Proved:
+    """The network of a checkpoint in both frameworks, compared layer by layer.
 
     Args:
         checkpoint: what `load_checkpoint` returned.
-        output: the file; its suffix is one of TORCH_SUFFIXES or STABLEHLO_SUFFIXES.
-        source: the workdir of the checkpoint, for the metadata.
+        source: where it is from, for the metadata.
 
     Raises:
-        UserError: another suffix, a package of the format is missing, or the file cannot be written.
         ArithmeticError: the frameworks do not compute the same, which would be a bug.
     """
-    require_suffix(output, TORCH_SUFFIXES + STABLEHLO_SUFFIXES)
     described = checkpoint.metadata
     jax_model = restore_model(checkpoint)
     torch_model = lma_torch.create_model(described["model"], num_classes=described["num_classes"])
@@ -48,17 +61,28 @@ def export(checkpoint: Checkpoint, output: Path, *, source: str) -> str:
         raise ArithmeticError("\n".join(report(differences, by_layer=True)))
     metadata = {name: described[name] for name in ("model", "num_classes", "preprocessing", "metrics")}
     metadata |= {"checkpoint": source, "step": checkpoint.step, "verified": summary(differences)}
+    return Proved(jax_model, torch_model, images, metadata)
+
+
+def export(proved: Proved, output: Path) -> str:
+    """Writes a network in the format that the suffix of `output` names, and says what was done.
+
+    Raises:
+        UserError: another suffix, a package of the format is missing, or the file cannot be written.
+    """
+    require_suffix(output, TORCH_SUFFIXES + STABLEHLO_SUFFIXES)
+    program = (proved.torch_model, proved.images, proved.metadata)
     match output.suffix:
         case ".pt2":
-            write_file(output, torch_program(torch_model, images, metadata))
+            write_file(output, torch_program(*program))
         case ".onnx":
-            write_file(output, onnx_program(torch_model, images, metadata))
+            write_file(output, onnx_program(*program))
         case ".stablehlo":
-            write_file(output, stablehlo_program(jax_model, torch_model, images, metadata))
+            write_file(output, stablehlo_program(proved.jax_model, *program))
         case _:
-            write_weights(output, torch_model.state_dict(), metadata)
-    layers = metadata["verified"]["float64"]["layers"]
-    return f"{metadata['model']}, step {checkpoint.step:,}, written to {output}; {layers} layers compute the same"
+            write_weights(output, proved.torch_model.state_dict(), proved.metadata)
+    layers = proved.metadata["verified"]["float64"]["layers"]
+    return f"{proved.metadata['model']} written to {output}; {layers} layers compute the same in both frameworks"
 
 
 def export_momentum(checkpoint: Checkpoint, output: Path) -> str:

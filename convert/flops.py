@@ -16,8 +16,6 @@ ptflops itself: `custom_modules_hooks={LMA: lma_hook}`.
 """
 
 import copy
-import csv
-import io
 import json
 import re
 import sys
@@ -25,7 +23,6 @@ import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,6 +33,7 @@ from torch import Tensor, nn
 
 import lma_jax.flops
 import lma_torch.flops
+from convert.results import csv_text, write_text
 from lma_jax import cli
 from lma_jax.errors import UserError, nearest
 from lma_torch import LMA
@@ -317,24 +315,9 @@ def _table(rows: list[Row]) -> str:
     )
 
 
-def _csv(rows: list[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def _json(counts: list[Count]) -> str:
     models = [{**count.summary, "input_size": count.size, "layers": count.layers} for count in counts]
     return json.dumps({"columns": legend(), "models": models}, indent=1) + "\n"
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def define_flags() -> None:
@@ -361,11 +344,11 @@ def main() -> None:
         for count in counts:
             print(f"\n{count.model} by layer, table1 by its rules\n{_table(count.layers)}")
     if options.csv and options.by_layer:
-        _write(options.csv, _csv([{"model": count.model, **row} for count in counts for row in count.layers]))
+        write_text(options.csv, csv_text([{"model": count.model, **row} for count in counts for row in count.layers]))
     elif options.csv:
-        _write(options.csv, _csv([count.summary for count in counts]))
+        write_text(options.csv, csv_text([count.summary for count in counts]))
     if options.json:
-        _write(options.json, _json(counts))
+        write_text(options.json, _json(counts))
     problems = [problem for count in counts for problem in count.problems]
     if problems:
         print("error:", "; ".join(problems), file=sys.stderr)

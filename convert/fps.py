@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from convert.results import write_text
 from lma_jax.errors import UserError, nearest
 
 MODES = {"jax": ("jit",), "torch": ("eager", "channels_last", "compile", "compile_channels_last")}
@@ -208,7 +209,8 @@ def torch_run(model: Any, images: Any, mode: str) -> Run:
     return run
 
 
-def _build(variant: Variant, size: int, device: str) -> Run:
+def build(variant: Variant, size: int, device: str) -> Run:
+    """The network of a variant with random weights, on random images of `size` pixels, on a "cpu" or a "gpu"."""
     shape = (variant.batch_size, size, size, 3)
     pixels = np.random.default_rng(0).standard_normal(shape, np.float32)
     if variant.framework == "jax":
@@ -247,7 +249,7 @@ def _one_line(error: Exception) -> str:
     return textwrap.shorten(f"{type(error).__name__}: {words}", 140, placeholder=" ...")
 
 
-def _device(wanted: str, frameworks: tuple[str, ...]) -> tuple[str, str]:
+def choose_device(wanted: str, frameworks: tuple[str, ...]) -> tuple[str, str]:
     """The device that all `frameworks` have ("cpu" or "gpu"), and its name."""
     import jax
     import torch
@@ -361,7 +363,7 @@ def main() -> None:
     dtypes, sizes = choose("dtype", options.dtype, DTYPES), positive("batch_size", options.batch_size)
     modes = {"jax": MODES["jax"], "torch": choose("modes", options.modes, MODES["torch"])}
     frameworks = ("jax", "torch") if options.framework == "both" else (options.framework,)
-    device, device_name = _device(options.device, frameworks)
+    device, device_name = choose_device(options.device, frameworks)
     # XLA chooses its convolutions by trying them.
     torch.backends.cudnn.benchmark = True
     torch._dynamo.config.recompile_limit = 1 << 10
@@ -374,25 +376,18 @@ def main() -> None:
         for dtype, size, framework in itertools.product(dtypes, sizes, frameworks)
         for mode, name in itertools.product(modes[framework], names)
     ]
-    builders = {v: lambda v=v: _build(v, options.image_size, device) for v in variants}
+    builders = {v: lambda v=v: build(v, options.image_size, device) for v in variants}
     timings = measure(builders, rounds=options.steps)
     found = ratios(timings, options.model, host)
     print(f"\n{_table(timings, found)}")
     if options.json:
         settings = dict(device=device_name, jax=jax.__version__, torch=torch.__version__, image_size=options.image_size)
         rows = dict(variants=[timing.row for timing in timings], ratios=[asdict(ratio) for ratio in found])
-        _write(Path(options.json), json.dumps({**settings, **rows}, indent=1) + "\n")
+        write_text(options.json, json.dumps({**settings, **rows}, indent=1) + "\n")
     if options.plot:
         draw(Path(options.plot), timings, found, title)
     if all(timing.error for timing in timings):
         raise UserError("no variant could be run; the reasons are above")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

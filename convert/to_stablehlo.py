@@ -16,13 +16,13 @@ OUTPUT = flags.DEFINE_string("output", None, "File to write, .stablehlo.", requi
 
 
 def main() -> None:
-    from convert.exporter import STABLEHLO_SUFFIXES, export
+    from convert.exporter import STABLEHLO_SUFFIXES, export, prove
     from convert.files import require_suffix
     from lma_jax.training.checkpoint import load_checkpoint
 
     require_suffix(Path(OUTPUT.value), STABLEHLO_SUFFIXES)
     checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)
-    print(export(checkpoint, Path(OUTPUT.value), source=CHECKPOINT.value))
+    print(export(prove(checkpoint, source=CHECKPOINT.value), Path(OUTPUT.value)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ MOMENTUM = flags.DEFINE_string("momentum", None, "Another file, .safetensors or 
 
 
 def main() -> None:
-    from convert.exporter import TORCH_SUFFIXES, export, export_momentum
+    from convert.exporter import TORCH_SUFFIXES, export, export_momentum, prove
     from convert.files import require_suffix
     from lma_jax.training.checkpoint import load_checkpoint
 
@@ -25,7 +25,7 @@ def main() -> None:
     checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)
     if MOMENTUM.value:
         print(export_momentum(checkpoint, Path(MOMENTUM.value)))
-    print(export(checkpoint, Path(OUTPUT.value), source=CHECKPOINT.value))
+    print(export(prove(checkpoint, source=CHECKPOINT.value), Path(OUTPUT.value)))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ def _images(preprocessing) -> np.ndarray:
 
 def main() -> None:
     from convert.comparison import compare, report
+    from convert.results import write_text
 
     if MODEL.value and not (CHECKPOINT.value or WEIGHTS.value):
         jax_model, torch_model, preprocessing = _random_pair(MODEL.value)
@@ -93,10 +94,7 @@ def main() -> None:
     print("\n".join(report(differences, by_layer=BY_LAYER.value)))
     if JSON.value:
         rows = [{**asdict(row), "passed": row.passed} for row in differences]
-        try:
-            Path(JSON.value).write_text(json.dumps(rows, indent=1))
-        except OSError as error:
-            raise UserError(f"cannot write {JSON.value}: {error.strerror}") from error
+        write_text(JSON.value, json.dumps(rows, indent=1))
     if not all(row.passed for row in differences):
         print("error: the two frameworks do not compute the same", file=sys.stderr)
         sys.exit(1)

@@ -81,6 +81,24 @@ def golden_weights(module: torch.nn.Module, *, seed: int = 0) -> dict[str, torch
     return weights
 
 
+def well_conditioned_weights(model: torch.nn.Module, images: np.ndarray) -> dict[str, torch.Tensor]:
+    """Weights that do not amplify rounding, however deep the network.
+
+    Most units are active, and the running statistics are those of `images` (N, 3, H, W).
+    """
+    weights = golden_weights(model)
+    for key in weights:
+        if key.replace("bias", "running_var") in weights and key.endswith("bias"):
+            weights[key] += 1
+    model.load_state_dict(weights, assign=True)
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.from_numpy(images))
+    return model.state_dict()
+
+
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     """Standard normal values in float64, drawn as the golden inputs are."""
     return np.random.default_rng([seed, 12345]).normal(size=shape)

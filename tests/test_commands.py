@@ -77,6 +77,8 @@ def test_an_export_loads_in_pytorch_with_its_metadata_and_is_proved_equal(workdi
     model = lma_torch.create_model(metadata["model"], num_classes=metadata["num_classes"])
     model.load_state_dict(state_dict, strict=True)
     assert metadata["step"] == 18
+    assert metadata["checkpoint"] == str(workdir)
+    assert metadata["verified"]["float64"]["equal"] == metadata["verified"]["float64"]["layers"] == 65
     assert metadata["preprocessing"] == dict(image_size=8, resize_size=8, mean=[0.5] * 3, std=[0.5] * 3)
     output = run("convert.verify", f"--checkpoint={workdir}", f"--weights={path}")
     assert "float64  64 of 64 layers are equal\n" in output

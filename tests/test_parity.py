@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import golden_weights, host_options, jax_shapes, normal, relative_error, to_nhwc, torch_shapes
+from conftest import host_options, jax_shapes, normal, relative_error, to_nhwc, torch_shapes, well_conditioned_weights
 from jax.extend.core import jaxpr_as_fun
 
 import convert
@@ -37,22 +37,6 @@ def jax_batch(step):
     """The same for JAX, channels last."""
     images, labels = batch(step)
     return to_nhwc(images), jnp.asarray(labels)
-
-
-def well_conditioned_weights(model):
-    """Weights that do not amplify rounding, however deep the network: most units are active and the running
-    statistics are those of some batch."""
-    weights = golden_weights(model)
-    for key in weights:
-        if key.replace("bias", "running_var") in weights and key.endswith("bias"):
-            weights[key] += 1
-    model.load_state_dict(weights, assign=True)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        model(torch.from_numpy(batch(STEPS)[0]))
-    return model.state_dict()
 
 
 def twins(name, weights, dtype, **options):
@@ -130,7 +114,7 @@ def errors(name):
     """The relative errors of one network, by quantity: in eval mode, then in float64 over five steps of training."""
     errors = {}
     options = dict(num_classes=CLASSES, **host_options(name))
-    weights = well_conditioned_weights(torch_shapes(name, dtype=torch.float64, **options))
+    weights = well_conditioned_weights(torch_shapes(name, dtype=torch.float64, **options), batch(STEPS)[0])
     images = batch(0)[0]
     if name in FLOAT32:
         errors["eval logits, float32"] = error_of_eval_logits(

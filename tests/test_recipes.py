@@ -13,7 +13,7 @@ from flax import nnx
 import convert
 import lma_jax
 import lma_torch
-from convert.exporter import export, export_momentum
+from convert.exporter import export, export_momentum, prove
 from lma_jax.training.checkpoint import Checkpoint, to_arrays
 from lma_jax.training.state import split
 
@@ -41,8 +41,9 @@ def exported(tmp_path_factory):
     preprocessing = dict(image_size=33, resize_size=40, mean=[0.5] * 3, std=[0.2] * 3)
     described = dict(model="resnet18_lma", num_classes=5, preprocessing=preprocessing, metrics={"val_top1": 90.0})
     checkpoint = Checkpoint(7, to_arrays(tree), described)
+    proved = prove(checkpoint, source="runs/r18")
     for suffix in ("pth", "pt2", "onnx", "stablehlo"):
-        export(checkpoint, folder / f"network.{suffix}", source="runs/r18")
+        export(proved, folder / f"network.{suffix}")
     export_momentum(checkpoint, folder / "momentum.pth")
     model = lma_torch.create_model("resnet18_lma", num_classes=5).eval()
     model.load_state_dict(convert.to_torch(jax_model))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lma_jax.attention.place import RESNETS_ONLY, Place, Places
 from lma_jax.layers import BatchNorm, uniform_conv, uniform_linear
 
 __all__ = ["ECA", "GC", "SE", "SRM", "GSoP"]
@@ -123,3 +124,20 @@ class GSoP(nnx.Module):
         covariance = centred.mT @ centred / centred.shape[1]  # symmetric: its rows may lie last
         weights = nnx.sigmoid(self.expand(self.row_conv(self.row_bn(covariance[:, :, None]))))
         return x * weights
+
+
+def mobile_eca(channels: int, **dd: Any) -> ECA:
+    """ECA as its authors have it in MobileNetV2."""
+    return ECA(channels, kernel_size=1 if channels < 96 else 3, **dd)
+
+
+PLACES: dict[str, Places] = {
+    "se": {"resnet": Place(SE, "branch"), "mobilenetv2": Place(SE, "block")},
+    "eca": {"resnet": Place(ECA, "branch"), "mobilenetv2": Place(mobile_eca, "block")},
+    "srm": {"resnet": Place(SRM, "branch"), "mobilenetv2": Place(SRM, "block")},
+    "gc": {"resnet": Place(GC, "branch"), "mobilenetv2": RESNETS_ONLY},
+    "gsop": {
+        "resnet": Place(GSoP, "branch", every_block=False, last_stride=1),
+        "mobilenetv2": "it sits in the last block of a ResNet's stages",
+    },
+}

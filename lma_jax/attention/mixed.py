@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lma_jax.attention.channel import POSITIONS, profile_conv, squeezed, std, variance
+from lma_jax.attention.place import RESNETS_ONLY, Place, Places
 from lma_jax.layers import BatchNorm, uniform_conv, uniform_linear
 from lma_jax.lma import kernel_size_for
 
@@ -211,3 +212,20 @@ class SimAM(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         distance = jnp.square(x - x.mean(POSITIONS, keepdims=True))
         return x * nnx.sigmoid(distance / (4 * (variance(x, POSITIONS) + 1e-4)) + 0.5)
+
+
+def mobile_ta(channels: int, **dd: Any) -> TA:
+    """Triplet attention as its authors have it in MobileNetV2."""
+    return TA(channels, kernel_size=3, **dd)
+
+
+PLACES: dict[str, Places] = {
+    "cbam": {"resnet": Place(CBAM, "branch"), "mobilenetv2": Place(CBAM, "block")},
+    "bam": {"resnet": Place(BAM, "stage"), "mobilenetv2": "it sits between the stages of a ResNet"},
+    "ta": {"resnet": Place(TA, "branch"), "mobilenetv2": Place(mobile_ta, "block")},
+    "sa": {"resnet": Place(SA, "branch"), "mobilenetv2": RESNETS_ONLY},
+    "ca": {"resnet": Place(CA, "branch"), "mobilenetv2": Place(CA, "hidden")},
+    "sge": {"resnet": Place(SGE, "branch"), "mobilenetv2": RESNETS_ONLY},
+    "mca": {"resnet": Place(MCA, "branch"), "mobilenetv2": Place(MCA, "block")},
+    "simam": {"resnet": Place(SimAM, "conv"), "mobilenetv2": Place(SimAM, "conv")},
+}

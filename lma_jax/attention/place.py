@@ -6,6 +6,8 @@ from typing import Any
 
 from flax import nnx
 
+RESNETS_ONLY = "its paper and Table 1 have it in ResNets alone"
+
 Attention = Callable[..., nnx.Module]
 
 
@@ -39,3 +41,7 @@ class Place:
     def at(self, position: str, channels: int, **dd: Any) -> list[nnx.Module]:
         """The module for `channels`, if `position` is its own, else nothing."""
         return [self.module(channels, **dd)] if self.module and position == self.position else []
+
+
+# By family of hosts: the place of a module, or the reason why it has none.
+Places = dict[str, Place | str]

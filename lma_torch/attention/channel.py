@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lma_torch.attention.place import RESNETS_ONLY, Place, Places
+
 __all__ = ["ECA", "GC", "SE", "SRM", "GSoP"]
 
 
@@ -120,3 +122,20 @@ class GSoP(nn.Module):
         covariance = centred @ centred.mT / centred.size(2)
         weights = self.expand(self.row_conv(self.row_bn(covariance[..., None]))).sigmoid()
         return x * weights
+
+
+def mobile_eca(channels: int, **dd: Any) -> ECA:
+    """ECA as its authors have it in MobileNetV2."""
+    return ECA(channels, kernel_size=1 if channels < 96 else 3, **dd)
+
+
+PLACES: dict[str, Places] = {
+    "se": {"resnet": Place(SE, "branch"), "mobilenetv2": Place(SE, "block")},
+    "eca": {"resnet": Place(ECA, "branch"), "mobilenetv2": Place(mobile_eca, "block")},
+    "srm": {"resnet": Place(SRM, "branch"), "mobilenetv2": Place(SRM, "block")},
+    "gc": {"resnet": Place(GC, "branch"), "mobilenetv2": RESNETS_ONLY},
+    "gsop": {
+        "resnet": Place(GSoP, "branch", every_block=False, last_stride=1),
+        "mobilenetv2": "it sits in the last block of a ResNet's stages",
+    },
+}

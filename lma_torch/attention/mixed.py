@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lma_torch.attention.channel import profile_conv, squeezed, unbiased
+from lma_torch.attention.place import RESNETS_ONLY, Place, Places
 from lma_torch.lma import kernel_size_for
 
 __all__ = ["BAM", "CA", "CBAM", "MCA", "SA", "SGE", "TA", "SimAM"]
@@ -220,3 +221,20 @@ class SimAM(nn.Module):
         distance = (x - x.mean((2, 3), keepdim=True)).square()
         variance = distance.sum((2, 3), keepdim=True) / max(1, x.size(2) * x.size(3) - 1)
         return x * (distance / (4 * (variance + 1e-4)) + 0.5).sigmoid()
+
+
+def mobile_ta(channels: int, **dd: Any) -> TA:
+    """Triplet attention as its authors have it in MobileNetV2."""
+    return TA(channels, kernel_size=3, **dd)
+
+
+PLACES: dict[str, Places] = {
+    "cbam": {"resnet": Place(CBAM, "branch"), "mobilenetv2": Place(CBAM, "block")},
+    "bam": {"resnet": Place(BAM, "stage"), "mobilenetv2": "it sits between the stages of a ResNet"},
+    "ta": {"resnet": Place(TA, "branch"), "mobilenetv2": Place(mobile_ta, "block")},
+    "sa": {"resnet": Place(SA, "branch"), "mobilenetv2": RESNETS_ONLY},
+    "ca": {"resnet": Place(CA, "branch"), "mobilenetv2": Place(CA, "hidden")},
+    "sge": {"resnet": Place(SGE, "branch"), "mobilenetv2": RESNETS_ONLY},
+    "mca": {"resnet": Place(MCA, "branch"), "mobilenetv2": Place(MCA, "block")},
+    "simam": {"resnet": Place(SimAM, "conv"), "mobilenetv2": Place(SimAM, "conv")},
+}
