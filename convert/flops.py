@@ -35,7 +35,7 @@ import lma_jax.flops
 import lma_torch.flops
 from convert.results import csv_text, write_text
 from lma_jax import cli
-from lma_jax.errors import UserError, nearest
+from lma_jax.errors import UserError
 from lma_torch import LMA
 
 # A line of a table: column -> value, None where nothing was counted.
@@ -277,14 +277,6 @@ def legend() -> dict[str, str]:
     }
 
 
-def models_named(pattern: str) -> list[str]:
-    """The networks that match a pattern; a UserError if there are none."""
-    names = lma_jax.list_models(pattern)
-    if not names:
-        raise UserError(f"no model is called {pattern!r}, did you mean {nearest(pattern, lma_jax.list_models())!r}?")
-    return names
-
-
 def parse_size(text: str) -> tuple[int, int]:
     """Height and width of "224" or "224x320"; a UserError for anything else."""
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
@@ -335,7 +327,7 @@ def define_flags() -> None:
 def main() -> None:
     options = flags.FLAGS
     size = parse_size(options.input_size)
-    counts = [_count_by_name(name, size, options.framework) for name in models_named(options.model)]
+    counts = [_count_by_name(name, size, options.framework) for name in cli.models_named(options.model)]
     print(f"multiply-accumulates of one image, {size[0]} x {size[1]}")
     print(_table([count.summary for count in counts]))
     for name, meaning in legend().items():

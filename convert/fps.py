@@ -1,7 +1,7 @@
 """Images per second and latency of the networks, in both frameworks, on random images.
 
 python -m convert.fps --model resnet50_lma --framework both --batch_size 1,32 --dtype float32,bfloat16
-python -m convert.fps --model resnet50_lma --compare resnet50 --json fps.json --plot fps.png
+python -m convert.fps --model "resnet50*" --json fps.json --plot fps.png     every module against the plain host
 
 A clock on a shared machine cannot be compared with itself a minute later. So the variants take turns, a batch each in
 an order drawn anew every round, and ratios are taken within a round. Each timed batch follows an untimed one of the
@@ -156,10 +156,10 @@ def measure(
     return list(timings.values())
 
 
-def ratios(timings: Iterable[Timing], model: str, host: str | None) -> list[Ratio]:
-    """`model` over `host` run in the same way, then JAX over each mode of PyTorch."""
+def ratios(timings: Iterable[Timing], hosts: Mapping[str, str]) -> list[Ratio]:
+    """Each network over its host in `hosts`, run in the same way, then JAX over each mode of PyTorch."""
     done = {timing.variant: timing for timing in timings if timing.error is None}
-    pairs = [(a, b) for a in done for b in done if a.model == model and b == _with(a, model=host)]
+    pairs = [(a, b) for a in done for b in done if a.model in hosts and b == _with(a, model=hosts[a.model]) != a]
     pairs += [
         (a, b)
         for a in done
@@ -334,8 +334,8 @@ def positive(name: str, given: Iterable[str]) -> tuple[int, ...]:
 
 def define_flags() -> None:
     """Adds the options of the command; not on import, since commands share names."""
-    flags.DEFINE_string("model", "resnet50_lma", "Network to measure, one of list_models().")
-    flags.DEFINE_string("compare", None, "Network to compare it with: by default its plain host, --compare= for none.")
+    flags.DEFINE_string("model", "resnet50_lma", 'Network, or a pattern of list_models() such as "resnet50*".')
+    flags.DEFINE_string("compare", None, "Network to compare with: by default the plain host, --compare= for none.")
     flags.DEFINE_enum("framework", "both", ["both", "jax", "torch"], "What to run it in.")
     flags.DEFINE_list("modes", list(MODES["torch"]), "Ways to run PyTorch.")
     flags.DEFINE_list("batch_size", ["32"], "Images a batch; several are measured in turn.")
@@ -354,12 +354,12 @@ def main() -> None:
     import torch
 
     import lma_jax
+    from lma_jax import cli
 
     options = flags.FLAGS
-    host = options.model.partition("_")[0] if options.compare is None else options.compare
-    names = choose("model", [options.model], lma_jax.list_models())
-    if host and host != options.model:
-        names += choose("compare", [host], lma_jax.list_models())
+    models = cli.models_named(options.model)
+    hosts = {name: name.partition("_")[0] if options.compare is None else options.compare for name in models}
+    names = models if options.compare == "" else choose("compare", [*models, *hosts.values()], lma_jax.list_models())
     dtypes, sizes = choose("dtype", options.dtype, DTYPES), positive("batch_size", options.batch_size)
     modes = {"jax": MODES["jax"], "torch": choose("modes", options.modes, MODES["torch"])}
     frameworks = ("jax", "torch") if options.framework == "both" else (options.framework,)
@@ -378,7 +378,7 @@ def main() -> None:
     ]
     builders = {v: lambda v=v: build(v, options.image_size, device) for v in variants}
     timings = measure(builders, rounds=options.steps)
-    found = ratios(timings, options.model, host)
+    found = ratios(timings, hosts)
     print(f"\n{_table(timings, found)}")
     if options.json:
         settings = dict(device=device_name, jax=jax.__version__, torch=torch.__version__, image_size=options.image_size)

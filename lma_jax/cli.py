@@ -62,6 +62,16 @@ def load_config(flag: flags.FlagHolder[Any]) -> "tuple[ConfigDict, str]":
     return flag.value, path.stem
 
 
+def models_named(pattern: str) -> list[str]:
+    """The networks that match a pattern; a UserError if there are none."""
+    from lma_jax.registry import list_models
+
+    names = list_models(pattern)
+    if not names:
+        raise UserError(f"no model is called {pattern!r}, did you mean {nearest(pattern, list_models())!r}?")
+    return names
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
     logging.set_verbosity(logging.WARNING)
     if any(re.fullmatch(r"--?help(short|full|xml)?", argument) for argument in argv):

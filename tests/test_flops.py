@@ -17,7 +17,7 @@ from torch.nn import functional
 import lma_jax.flops
 import lma_torch.flops
 from convert import flops
-from lma_jax import LMA
+from lma_jax import LMA, cli
 from lma_jax.errors import UserError
 from lma_jax.layers import conv
 
@@ -210,12 +210,12 @@ def test_one_framework_is_counted_alone():
 
 def test_mistakes_are_told():
     with pytest.raises(UserError, match="no model is called 'resnet51', did you mean 'resnet50'"):
-        flops.models_named("resnet51")
+        cli.models_named("resnet51")
     for size in ("0", "-3", "224x", "224x0", "axb", ""):
         with pytest.raises(UserError, match="a number of pixels or <height>x<width>"):
             flops.parse_size(size)
     assert flops.parse_size("64x96") == (64, 96)
-    assert flops.models_named("resnet18*_lma") == ["resnet18_lma"]
+    assert cli.models_named("resnet18*_lma") == ["resnet18_lma"]
 
 
 def test_a_file_that_cannot_be_written_is_told_in_one_line():

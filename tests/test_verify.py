@@ -7,16 +7,21 @@ from conftest import golden_weights, jax_shapes, torch_shapes
 
 import convert
 from convert.comparison import compare, report
+from lma_jax import list_models
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 33, 40, 3))
 
 
+def twins(name):
+    weights = golden_weights(torch_shapes(name, num_classes=5))
+    torch_model = torch_shapes(name, num_classes=5)
+    torch_model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
+    return convert.to_jax(weights, jax_shapes(name, num_classes=5)), torch_model
+
+
 @pytest.fixture(scope="module", params=["resnet18_lma", "mobilenetv2_lma"])
 def pair(request):
-    weights = golden_weights(torch_shapes(request.param, num_classes=5))
-    torch_model = torch_shapes(request.param, num_classes=5)
-    torch_model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
-    return convert.to_jax(weights, jax_shapes(request.param, num_classes=5)), torch_model
+    return twins(request.param)
 
 
 def test_every_layer_is_compared_in_the_order_of_computation(pair):
@@ -52,3 +57,12 @@ def test_the_first_layer_that_differs_is_named(pair, damage):
         rows = [row for row in differences if row.dtype == dtype]
         assert next(row for row in rows if not row.passed).layer == name
     assert sum(f"the first that differs is {name}" in line for line in report(differences, by_layer=False)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in list_models("resnet18_*") if name != "resnet18_lma"])
+def test_every_attention_module_is_proved_layer_by_layer(name):
+    differences = compare(*twins(name), IMAGES)
+    assert all(row.passed for row in differences if row.dtype == "float64")
+    layers = {row.layer for row in differences}
+    assert "layer1.1.attention" in layers or "layer1.2" in layers
