@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 256  # over all devices
     config.eval_batch_size = 256
     config.accumulate = 1  # parts of a device's batch that are computed one after the other, to save memory
+    config.remat = False  # True: compute all but convolutions again in the backward pass, to save memory
     config.epochs = 100.0
     config.optimizer = "sgd"  # or "lamb"
     config.learning_rate = 0.1

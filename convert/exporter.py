@@ -12,7 +12,7 @@ from jax.sharding import SingleDeviceSharding
 
 import lma_torch
 from convert.comparison import compare, report, summary
-from convert.files import require_suffix, write_file, write_weights
+from convert.files import SUFFIXES, require_suffix, write_file, write_weights
 from convert.momentum import momentum_to_torch
 from convert.programs import onnx_program, stablehlo_program, torch_program
 from convert.weights import to_torch
@@ -64,21 +64,31 @@ def prove(checkpoint: Checkpoint, *, source: str) -> Proved:
     return Proved(jax_model, torch_model, images, metadata)
 
 
-def export(proved: Proved, output: Path) -> str:
+def export(proved: Proved, output: Path, *, fold: bool = False) -> str:
     """Writes a network in the format that the suffix of `output` names, and says what was done.
 
+    Args:
+        proved: what `prove` returned.
+        output: the file; its suffix is one of TORCH_SUFFIXES or STABLEHLO_SUFFIXES.
+        fold: fold batch normalisation into the convolutions, in a program.
+
     Raises:
-        UserError: another suffix, a package of the format is missing, or the file cannot be written.
+        UserError: another suffix, batch normalisation to be folded in a file of weights, a package of the format is
+            missing, or the file cannot be written.
     """
     require_suffix(output, TORCH_SUFFIXES + STABLEHLO_SUFFIXES)
-    program = (proved.torch_model, proved.images, proved.metadata)
+    if fold and output.suffix in SUFFIXES:
+        raise UserError(
+            f"{output}: batch normalisation can be folded in programs, not in weights, which keep their names"
+        )
+    program = (proved.torch_model, proved.images, {**proved.metadata, "batch_norm_folded": fold})
     match output.suffix:
         case ".pt2":
-            write_file(output, torch_program(*program))
+            write_file(output, torch_program(*program, fold=fold))
         case ".onnx":
-            write_file(output, onnx_program(*program))
+            write_file(output, onnx_program(*program, fold=fold))
         case ".stablehlo":
-            write_file(output, stablehlo_program(proved.jax_model, *program))
+            write_file(output, stablehlo_program(proved.jax_model, *program, fold=fold))
         case _:
             write_weights(output, proved.torch_model.state_dict(), proved.metadata)
     layers = proved.metadata["verified"]["float64"]["layers"]

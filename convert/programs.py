@@ -22,6 +22,7 @@ import torch
 from flax import nnx
 
 from lma_jax.errors import UserError
+from lma_torch.fold import fold_batch_norm
 
 # Largest difference between the logits of a program and of the network, relative to the largest logit.
 TOLERANCE = 1e-5
@@ -32,15 +33,16 @@ Metadata = Mapping[str, Any]
 Program = Callable[[np.ndarray], np.ndarray]
 
 
-def torch_program(model: torch.nn.Module, images: np.ndarray, metadata: Metadata) -> bytes:
+def torch_program(model: torch.nn.Module, images: np.ndarray, metadata: Metadata, *, fold: bool = False) -> bytes:
     """A .pt2 file: the program of `torch.export`, whose extra file metadata.json holds `metadata`.
 
     Args:
         model: a network of lma_torch in float32; the program is that of its evaluation mode.
         images: (N, H, W, 3) with N > 1, normalised: the program takes (any, 3, H, W).
         metadata: what JSON can hold.
+        fold: fold batch normalisation into the convolutions.
     """
-    exported = _exported(model, images)
+    exported = _exported(model, images, fold=fold)
 
     def serialised(metadata: Metadata) -> bytes:
         buffer = io.BytesIO()
@@ -51,11 +53,11 @@ def torch_program(model: torch.nn.Module, images: np.ndarray, metadata: Metadata
     return serialised(_checked(metadata, lambda x: loaded(_nchw(x)).numpy(), model, images))
 
 
-def onnx_program(model: torch.nn.Module, images: np.ndarray, metadata: Metadata) -> bytes:
+def onnx_program(model: torch.nn.Module, images: np.ndarray, metadata: Metadata, *, fold: bool = False) -> bytes:
     """A .onnx file, checked with onnxruntime; its metadata_props hold `metadata`, JSON by key.
 
     Args:
-        model, images, metadata: as in `torch_program`. The input of the program is `images`, its output `logits`.
+        model, images, metadata, fold: as in `torch_program`. The input of the program is `images`, its output `logits`.
 
     Raises:
         UserError: a package of the extra `onnx` is missing.
@@ -65,7 +67,7 @@ def onnx_program(model: torch.nn.Module, images: np.ndarray, metadata: Metadata)
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError as error:
         raise UserError(f"ONNX needs {error.name}: pip install 'lma[onnx]'") from error
-    exported = _exported(model, images)
+    exported = _exported(model, images, fold=fold)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own, about itself and about torchvision's absence
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -80,7 +82,9 @@ def onnx_program(model: torch.nn.Module, images: np.ndarray, metadata: Metadata)
     return program.model_proto.SerializeToString()
 
 
-def stablehlo_program(jax_model: nnx.Module, model: torch.nn.Module, images: np.ndarray, metadata: Metadata) -> bytes:
+def stablehlo_program(
+    jax_model: nnx.Module, model: torch.nn.Module, images: np.ndarray, metadata: Metadata, *, fold: bool = False
+) -> bytes:
     """A .stablehlo file: a zip of `function`, serialised by `jax.export`, and metadata.json.
 
     Args:
@@ -88,11 +92,14 @@ def stablehlo_program(jax_model: nnx.Module, model: torch.nn.Module, images: np.
         model: its twin of lma_torch, to check the program against.
         images: (N, H, W, 3) with N > 1, normalised: the program takes (any, H, W, 3).
         metadata: what JSON can hold.
+        fold: fold batch normalisation into the convolutions.
     """
     import jax
 
+    from lma_jax import fold as jax_fold
+
     jax_model.eval()
-    graphdef, state = nnx.split(jax_model)
+    graphdef, state = nnx.split(jax_fold.fold_batch_norm(jax_model) if fold else jax_model)
     shape = (*jax.export.symbolic_shape("batch"), *images.shape[1:])
 
     @jax.jit
@@ -115,8 +122,8 @@ def stablehlo_program(jax_model: nnx.Module, model: torch.nn.Module, images: np.
     return buffer.getvalue()
 
 
-def _exported(model: torch.nn.Module, images: np.ndarray) -> torch.export.ExportedProgram:
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+def _exported(model: torch.nn.Module, images: np.ndarray, *, fold: bool) -> torch.export.ExportedProgram:
+    frozen = (fold_batch_norm(model) if fold else copy.deepcopy(model).eval()).requires_grad_(False)
     batch = torch.export.Dim("batch", min=1)
     return torch.export.export(frozen, (_nchw(images.astype(np.float32)),), dynamic_shapes=({0: batch},))
 

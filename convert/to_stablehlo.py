@@ -13,6 +13,7 @@ from lma_jax import cli
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
 STEP = flags.DEFINE_string("step", "newest", "Which checkpoint: newest, best (by validation top-1), or its step.")
 OUTPUT = flags.DEFINE_string("output", None, "File to write, .stablehlo.", required=True)
+FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch normalisation into the convolutions of a program.")
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
 
     require_suffix(Path(OUTPUT.value), STABLEHLO_SUFFIXES)
     checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)
-    print(export(prove(checkpoint, source=CHECKPOINT.value), Path(OUTPUT.value)))
+    print(export(prove(checkpoint, source=CHECKPOINT.value), Path(OUTPUT.value), fold=FOLD.value))
 
 
 if __name__ == "__main__":

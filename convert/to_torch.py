@@ -14,6 +14,7 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.
 STEP = flags.DEFINE_string("step", "newest", "Which checkpoint: newest, best (by validation top-1), or its step.")
 OUTPUT = flags.DEFINE_string("output", None, "File to write: .safetensors, .pth, .pt2 or .onnx.", required=True)
 MOMENTUM = flags.DEFINE_string("momentum", None, "Another file, .safetensors or .pth, for the momentum of SGD.")
+FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch normalisation into the convolutions of a program.")
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)
     if MOMENTUM.value:
         print(export_momentum(checkpoint, Path(MOMENTUM.value)))
-    print(export(prove(checkpoint, source=CHECKPOINT.value), Path(OUTPUT.value)))
+    print(export(prove(checkpoint, source=CHECKPOINT.value), Path(OUTPUT.value), fold=FOLD.value))
 
 
 if __name__ == "__main__":

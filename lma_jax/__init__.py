@@ -2,6 +2,7 @@
 
 from lma_jax.attention import register_attention
 from lma_jax.cam import grad_cam, grad_cam_plus_plus
+from lma_jax.fold import fold_batch_norm
 from lma_jax.lma import LMA, kernel_size_for
 from lma_jax.mobilenetv2 import InvertedResidual, MobileNetV2
 from lma_jax.registry import create_model, list_models
@@ -15,6 +16,7 @@ __all__ = [
     "MobileNetV2",
     "ResNet",
     "create_model",
+    "fold_batch_norm",
     "grad_cam",
     "grad_cam_plus_plus",
     "kernel_size_for",

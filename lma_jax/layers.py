@@ -42,9 +42,10 @@ class Conv(nnx.Conv):
         centre = kernel[size // 2 : size // 2 + 1, size // 2 : size // 2 + 1]
         layout = ("NHWC", "HWIO", "NHWC")
         groups = self.feature_group_count
-        return jax.lax.conv_general_dilated(
+        y = jax.lax.conv_general_dilated(
             x, centre, (1, 1), "VALID", dimension_numbers=layout, feature_group_count=groups
         )
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1, **dd: Any):

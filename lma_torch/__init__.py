@@ -1,6 +1,7 @@
 """LMA and its host networks in PyTorch (channels first)."""
 
 from lma_torch.attention import register_attention
+from lma_torch.fold import fold_batch_norm
 from lma_torch.lma import LMA, kernel_size_for
 from lma_torch.mobilenetv2 import InvertedResidual, MobileNetV2
 from lma_torch.registry import create_model, list_models
@@ -14,6 +15,7 @@ __all__ = [
     "MobileNetV2",
     "ResNet",
     "create_model",
+    "fold_batch_norm",
     "kernel_size_for",
     "list_models",
     "register_attention",

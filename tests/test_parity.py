@@ -145,14 +145,14 @@ def errors(name):
 
 
 HOSTS = [name for name in lma_jax.list_models() if "_" not in name]
-# Deeper, of the blocks of ResNet-50.
-DEEP = ("resnet101", "resnet152")
+# The others are these with more blocks, or without attention.
+FAST = ("resnet18", "resnet18_lma", "resnet50_lma", "mobilenetv2_lma")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name.startswith(DEEP) else name
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
         for host in HOSTS
         for name in (host, f"{host}_lma")
     ],

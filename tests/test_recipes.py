@@ -14,6 +14,7 @@ import convert
 import lma_jax
 import lma_torch
 from convert.exporter import export, export_momentum, prove
+from lma_jax.errors import UserError
 from lma_jax.training.checkpoint import Checkpoint, to_arrays
 from lma_jax.training.state import split
 
@@ -43,7 +44,9 @@ def exported(tmp_path_factory):
     checkpoint = Checkpoint(7, to_arrays(tree), described)
     proved = prove(checkpoint, source="runs/r18")
     for suffix in ("pth", "pt2", "onnx", "stablehlo"):
-        export(proved, folder / f"network.{suffix}")
+        export(proved, folder / f"network.{suffix}", fold=suffix == "onnx")
+    with pytest.raises(UserError, match="in programs, not in weights"):
+        export(proved, folder / "other.pth", fold=True)
     export_momentum(checkpoint, folder / "momentum.pth")
     model = lma_torch.create_model("resnet18_lma", num_classes=5).eval()
     model.load_state_dict(convert.to_torch(jax_model))

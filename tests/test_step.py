@@ -37,6 +37,17 @@ def test_local_statistics_are_those_of_each_devices_own_share():
     assert_close(four.state.batch_stats, mean.batch_stats, 1e-5)
 
 
+@pytest.mark.usefixtures("x64")
+def test_rematerialisation_changes_what_is_kept_not_what_is_computed():
+    plain, remat = (Trial(devices=2, dtype="float64", remat=remat) for remat in (False, True))
+    for trial in (plain, remat):
+        trial.train(batch(0), batch(1))
+    assert_close(remat.state.params, plain.state.params, 1e-12)
+    assert_close(remat.state.batch_stats, plain.state.batch_stats, 1e-12)
+    texts = [str(jax.make_jaxpr(trial.train_step)(trial.state, trial.place(batch(2)))) for trial in (plain, remat)]
+    assert ["remat" in text or "checkpoint[" in text for text in texts] == [False, True]
+
+
 def test_every_replica_holds_the_same_state():
     trial = Trial(devices=4, batch_norm="local")
     trial.train(batch(0), batch(1))

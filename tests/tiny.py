@@ -73,6 +73,7 @@ class Trial:
             seed=seed,
             accumulate=config.accumulate,
             ema_decay=config.ema_decay,
+            remat=config.remat,
             skip_nonfinite=config.on_nonfinite == "skip",
         )
         self.eval_step = make_eval_step(self.network, self.mesh, preprocessing=PREPROCESSING)

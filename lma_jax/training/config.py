@@ -23,7 +23,7 @@ CHOICES = {
 }
 NAMES = ("dataset", "train_split", "val_split")
 TEXTS = ("data_dir", "init_from", "wandb_project")
-FLAGS = ("flip", "decay_norm_and_bias")
+FLAGS = ("flip", "decay_norm_and_bias", "remat")
 COUNTS = (
     *("batch_size", "eval_batch_size", "accumulate", "image_size", "train_image_size", "data_threads"),
     *("log_every", "keep_checkpoints"),

@@ -54,6 +54,7 @@ def make_train_step(
     seed: int,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    remat: bool = False,
     skip_nonfinite: bool = False,
 ) -> jax.stages.Wrapped:
     """`step(state, batch) -> state, metrics`; it donates `state`, and the metrics are sums over the global batch.
@@ -72,6 +73,8 @@ def make_train_step(
         accumulate: parts that a device's share is computed in; the gradient is the mean of theirs, and batch
             statistics are those of a part, as in PyTorch's loop of backward() calls.
         ema_decay: weight of the past in the moving average of weights and statistics, if the state has one.
+        remat: keep only the outputs of convolutions and matrix products for the backward pass, and compute the rest
+            (normalisation, activation, attention) again: less memory for a little time.
         skip_nonfinite: leave the state as it is where loss or gradients are not finite, and count "skipped_updates".
     """
 
@@ -87,7 +90,8 @@ def make_train_step(
             new_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
             return losses.mean(), (new_stats, metric_sums(losses, logits, batch))
 
-        grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(params)
+        function = jax.checkpoint(loss_fn, policy=_is_product) if remat else loss_fn
+        grads, (batch_stats, metrics) = jax.grad(function, has_aux=True)(params)
         return grads, batch_stats, metrics
 
     def accumulated(params: Tree, batch_stats: Tree, batch: Any, key: jax.Array) -> tuple[Tree, Tree, Metrics]:
@@ -123,6 +127,10 @@ def make_train_step(
         step, mesh=mesh, in_specs=(REPLICATED, SHARDED), out_specs=(REPLICATED, REPLICATED), check_vma=False
     )
     return jax.jit(sharded, donate_argnums=0)
+
+
+def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in ("conv_general_dilated", "dot_general")
 
 
 def _skip_nonfinite(old: TrainState, new: TrainState, grads: Tree, metrics: Metrics) -> tuple[TrainState, Metrics]:

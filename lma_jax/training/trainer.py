@@ -260,6 +260,7 @@ class Run:
             seed=config.seed,
             accumulate=config.accumulate,
             ema_decay=config.ema_decay,
+            remat=config.remat,
             skip_nonfinite=config.on_nonfinite == "skip",
         )
         start = time.perf_counter()

@@ -1,0 +1,159 @@
+"""The LMA layer of both frameworks against its textbook form in PyTorch, forward and with the backward pass.
+
+    python benchmarks/lma_layer.py [--json lma_layer.json] [--rounds 30] [--batch 8] [--dtype float32] [--device cpu]
+
+Everything takes turns in an order drawn anew each round; ratios are taken within a round, on the shapes of ResNet-50
+and MobileNetV2 at 224 x 224. Each timed call follows an untimed one and ends when its result is there. Above 1 is
+faster than the textbook form. It needs jax, flax, torch and numpy alone.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import convert
+import lma_jax
+import lma_torch
+
+# Channels and side of the map: the four stages of ResNet-50, and hidden maps of MobileNetV2.
+SHAPES = ((256, 56), (512, 28), (1024, 14), (2048, 7), (96, 112), (144, 56), (192, 28), (384, 14), (576, 14), (960, 7))
+TARGETS = {"torch": (3.5, 2.0), "torch channels_last": (2.5, 2.0), "jax": (6.0, 3.0)}
+
+
+class Textbook(nn.Module):
+    """LMA as the formulas read: adaptive pools, a convolution over one channel, expansion and two products."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        taps = lma_torch.kernel_size_for(channels)
+        self.pool_h, self.pool_w = nn.AdaptiveAvgPool2d((None, 1)), nn.AdaptiveAvgPool2d((1, None))
+        self.conv_h = nn.Conv2d(1, 1, (1, taps), padding=(0, taps // 2), bias=False)
+        self.conv_w = nn.Conv2d(1, 1, (1, taps), padding=(0, taps // 2), bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # (N, C, H, 1) and (N, C, 1, W) -> one-channel images (N, 1, H, C) and (N, 1, W, C)
+        profile_h = self.pool_h(x).squeeze(3).permute(0, 2, 1).unsqueeze(1)
+        profile_w = self.pool_w(x).squeeze(2).permute(0, 2, 1).unsqueeze(1)
+        gate_h = torch.sigmoid(self.conv_h(profile_h)).squeeze(1).permute(0, 2, 1).unsqueeze(3).expand_as(x)
+        gate_w = torch.sigmoid(self.conv_w(profile_w)).squeeze(1).permute(0, 2, 1).unsqueeze(2).expand_as(x)
+        return x * gate_h * gate_w
+
+
+def variants(channels: int, side: int, options: argparse.Namespace) -> dict[str, dict[bool, Callable[[], object]]]:
+    """By name, the layer as a call without and with the backward pass; all hold the same taps and input."""
+    device = torch.device("cuda" if options.device == "gpu" else "cpu")
+    dtype = getattr(torch, options.dtype)
+    layer = lma_torch.LMA(channels)
+    textbook = Textbook(channels)
+    textbook.load_state_dict(layer.state_dict())
+    jax_layer = convert.to_jax(layer.state_dict(), lma_jax.LMA(channels, rngs=nnx.Rngs(0)))
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((options.batch, channels, side, side), np.float32))
+    last = dict(memory_format=torch.channels_last)
+    return {
+        "textbook": of_torch(textbook.to(device, dtype), x.to(device, dtype)),
+        "textbook channels_last": of_torch(textbook.to(device, dtype), x.to(device, dtype).contiguous(**last)),
+        "torch": of_torch(layer.to(device, dtype), x.to(device, dtype)),
+        "torch channels_last": of_torch(layer.to(device, dtype), x.to(device, dtype).contiguous(**last)),
+        "jax": of_jax(jax_layer, jnp.asarray(x.permute(0, 2, 3, 1).numpy(), options.dtype), options.device),
+    }
+
+
+def of_torch(layer: nn.Module, x: torch.Tensor) -> dict[bool, Callable[[], object]]:
+    """The calls of a PyTorch layer."""
+    leaf, gradient = x.clone().requires_grad_(), torch.ones_like(x)
+
+    def forward() -> object:
+        with torch.inference_mode():
+            return layer(x)
+
+    def backward() -> object:
+        return torch.autograd.grad(layer(leaf), [leaf, *layer.parameters()], gradient)
+
+    def waited(call: Callable[[], object]) -> Callable[[], object]:
+        return (lambda: (call(), torch.cuda.synchronize())) if x.is_cuda else call
+
+    return {False: waited(forward), True: waited(backward)}
+
+
+def of_jax(layer: nnx.Module, x: jax.Array, device: str) -> dict[bool, Callable[[], object]]:
+    """The calls of a JAX layer."""
+    graphdef, state = nnx.split(layer)
+    state, x = jax.device_put((state, x), jax.devices(device)[0])
+    forward = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
+
+    @jax.jit
+    def backward(state: nnx.State, x: jax.Array, gradient: jax.Array) -> object:
+        output, pullback = jax.vjp(lambda state, x: nnx.merge(graphdef, state)(x), state, x)
+        return output, pullback(gradient)
+
+    ones = jnp.ones_like(x)
+    return {
+        False: lambda: jax.block_until_ready(forward(state, x)),
+        True: lambda: jax.block_until_ready(backward(state, x, ones)),
+    }
+
+
+def timed(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each call by round."""
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    shuffler = random.Random(0)
+    for _ in range(rounds):
+        for name in shuffler.sample(list(calls), len(calls)):
+            calls[name]()
+            start = time.perf_counter()
+            calls[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+    options = parser.parse_args()
+    rows = []
+    print(f"{'':14}{'map':>12}" + "".join(f"{name:>22}" for name in TARGETS) + "   times the textbook form's speed")
+    for with_backward in (False, True):
+        title = "with backward" if with_backward else "forward"
+        for channels, side in SHAPES:
+            calls = {name: pair[with_backward] for name, pair in variants(channels, side, options).items()}
+            seconds = timed(calls, options.rounds)
+            row = {"pass": title, "channels": channels, "side": side}
+            for name in TARGETS:
+                reference = "textbook channels_last" if name.endswith("channels_last") else "textbook"
+                low, median, high = np.percentile(seconds[reference] / seconds[name], (25, 50, 75))
+                row[name] = {"median": float(median), "quartiles": [float(low), float(high)]}
+            rows.append(row)
+            cells = [
+                f"{row[n]['median']:8.2f} ({row[n]['quartiles'][0]:.2f}-{row[n]['quartiles'][1]:.2f})" for n in TARGETS
+            ]
+            print(f"{title:14}{f'{channels} x {side}':>12}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
+        own = [row for row in rows if row["pass"] == title]
+        for name, targets in TARGETS.items():
+            mean = float(np.exp(np.mean([np.log(row[name]["median"]) for row in own])))
+            print(f"{title:14}{name:>20}: geometric mean {mean:.2f}, target {targets[with_backward]}")
+    if options.json:
+        settings = {**vars(options), "json": None, "jax": jax.__version__, "torch": torch.__version__}
+        options.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Folded batch normalisation: the same function in both frameworks, with fewer layers."""
+
+import jax.numpy as jnp
+import pytest
+import torch
+from conftest import host_options, jax_shapes, normal, relative_error, to_nhwc, torch_shapes, well_conditioned_weights
+from flax import nnx
+
+import convert
+import lma_jax
+import lma_torch
+from lma_jax.layers import BatchNorm
+
+OPTIONS = dict(num_classes=5)
+# Every host family, and modules with normalisation of their own or between a convolution and its normalisation.
+NAMES = ["resnet18_lma", "resnet50_cbam", "mobilenetv2_lma", "resnet18_bam", "resnet18_simam", "mobilenetv2_simam"]
+
+pytestmark = pytest.mark.usefixtures("x64", "compile_each_layer_once")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folded_network_is_the_same_function_in_both_frameworks(name):
+    options = {**OPTIONS, **host_options(name)}
+    torch_model = torch_shapes(name, dtype=torch.float64, **options)
+    weights = well_conditioned_weights(torch_model, normal(4, 3, 33, 40, seed=1))
+    jax_model = convert.to_jax(weights, jax_shapes(name, param_dtype=jnp.float64, **options))
+    x = normal(2, 3, 33, 40)
+    with torch.no_grad():
+        expected = torch_model.eval()(torch.from_numpy(x))
+        folded = lma_torch.fold_batch_norm(torch_model)
+        assert relative_error(folded(torch.from_numpy(x)), expected) < 1e-9
+    jax_folded = lma_jax.fold_batch_norm(jax_model)
+    assert relative_error(jax_folded(to_nhwc(x)), expected) < 1e-9
+    kinds = torch.nn.BatchNorm2d, BatchNorm
+    left = [path for path, module in folded.named_modules() if isinstance(module, kinds[0])]
+    jax_left = [path for path, module in nnx.iter_modules(jax_folded) if isinstance(module, kinds[1])]
+    if name != "resnet18_bam":  # it normalises a vector too
+        assert sorted(left) == sorted(".".join(map(str, path)) for path in jax_left)
+    assert all(path.endswith("bn2") for path in left) if name == "resnet18_simam" else len(left) <= 17
+    # The originals are as they were.
+    assert set(torch_model.state_dict()) == set(weights) == set(convert.to_torch(jax_model))
