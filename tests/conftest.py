@@ -52,6 +52,12 @@ def compile_each_layer_once():
         yield
 
 
+def deep_ones_slow(names) -> list:
+    """Names of networks as parameters of a test, the deep ones marked slow: they repeat the others' blocks."""
+    deep = ("resnet34", "resnet101", "resnet152")
+    return [pytest.param(name, marks=pytest.mark.slow) if name.startswith(deep) else name for name in names]
+
+
 def relative_error(actual, expected, *, scale: float = 0.0) -> float:
     """The largest difference, relative to the largest expected value (or to `scale` where that is larger)."""
     actual, expected = (np.asarray(a.detach() if isinstance(a, torch.Tensor) else a) for a in (actual, expected))

@@ -83,7 +83,7 @@ def train(run: Trial, steps: int = STEPS) -> None:
     run.train(*map(batch, range(steps)))
 
 
-@pytest.mark.parametrize("model", ["tiny_lma", "resnet18_lma"])
+@pytest.mark.parametrize("model", ["tiny_lma", pytest.param("resnet18_lma", marks=pytest.mark.slow)])
 def test_the_papers_recipe_trains_as_pytorch_does(model):
     """SGD with momentum, weight decay on everything and a step schedule: weights and statistics after 5 steps."""
     run = trial(model=model)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from commands import fail, run
-from conftest import golden_weights, jax_shapes, torch_shapes
+from conftest import deep_ones_slow, golden_weights, jax_shapes, torch_shapes
 from safetensors.torch import save_file
 
 import convert
@@ -75,7 +75,9 @@ def test_plain_mobilenetv2_has_torchvisions_names():
         assert name in names
 
 
-@pytest.mark.parametrize("name", [*HOSTS, *LMA_HOSTS, "resnet50_se", "resnet18_bam", "mobilenetv2_cbam"])
+@pytest.mark.parametrize(
+    "name", deep_ones_slow([*HOSTS, *LMA_HOSTS, "resnet50_se", "resnet18_bam", "mobilenetv2_cbam"])
+)
 @pytest.mark.parametrize("wrap", [lambda s: s, to_timm], ids=["torchvision's and the authors' names", "timm's"])
 def test_every_network_is_recognised(name, wrap):
     state_dict = wrap(meta(name, num_classes=21))
@@ -100,7 +102,7 @@ def test_what_training_scripts_wrap_around_weights_is_taken_off(wrap, tmp_path):
     assert all(torch.equal(found[key], state_dict[key]) for key in found)
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", deep_ones_slow(HOSTS))
 def test_what_does_not_fit_is_listed_whole(host):
     state_dict = meta(f"{host}_lma")
     taps = [key for key in state_dict if ".conv_h." in key or ".conv_w." in key]

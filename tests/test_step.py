@@ -105,6 +105,7 @@ def test_metric_sums_count_hits_among_the_largest_logits():
     assert float(metric_sums(jnp.zeros(3), logits[:, :3], everything)["top5"]) == 3
 
 
+@pytest.mark.slow
 def test_four_devices_with_global_statistics_train_as_one_in_float64(x64):
     one, four = (Trial(devices=devices, model="resnet10_lma", dtype="float64") for devices in (1, 4))
     metrics = [trial.train(*map(batch, range(3))) for trial in (one, four)]
