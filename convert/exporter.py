@@ -24,6 +24,13 @@ TORCH_SUFFIXES = (".safetensors", ".pth", ".pt2", ".onnx")
 STABLEHLO_SUFFIXES = (".stablehlo",)
 
 
+def require_output(output: Path, suffixes: tuple[str, ...], *, fold: bool) -> None:
+    """Raises a UserError where a path ends in none of `suffixes`, or in one of weights that are to be folded."""
+    require_suffix(output, suffixes)
+    if fold and output.suffix in SUFFIXES:
+        raise UserError(f"{output} would hold weights by name: batch normalisation can be folded in programs alone")
+
+
 @dataclass(frozen=True)
 class Proved:
     """A network in both frameworks that computes the same in every layer.
@@ -76,11 +83,7 @@ def export(proved: Proved, output: Path, *, fold: bool = False) -> str:
         UserError: another suffix, batch normalisation to be folded in a file of weights, a package of the format is
             missing, or the file cannot be written.
     """
-    require_suffix(output, TORCH_SUFFIXES + STABLEHLO_SUFFIXES)
-    if fold and output.suffix in SUFFIXES:
-        raise UserError(
-            f"{output}: batch normalisation can be folded in programs, not in weights, which keep their names"
-        )
+    require_output(output, TORCH_SUFFIXES + STABLEHLO_SUFFIXES, fold=fold)
     program = (proved.torch_model, proved.images, {**proved.metadata, "batch_norm_folded": fold})
     match output.suffix:
         case ".pt2":

@@ -17,11 +17,10 @@ FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch normalisation int
 
 
 def main() -> None:
-    from convert.exporter import STABLEHLO_SUFFIXES, export, prove
-    from convert.files import require_suffix
+    from convert.exporter import STABLEHLO_SUFFIXES, export, prove, require_output
     from lma_jax.training.checkpoint import load_checkpoint
 
-    require_suffix(Path(OUTPUT.value), STABLEHLO_SUFFIXES)
+    require_output(Path(OUTPUT.value), STABLEHLO_SUFFIXES, fold=FOLD.value)
     checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)
     print(export(prove(checkpoint, source=CHECKPOINT.value), Path(OUTPUT.value), fold=FOLD.value))
 

@@ -18,11 +18,10 @@ FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch normalisation int
 
 
 def main() -> None:
-    from convert.exporter import TORCH_SUFFIXES, export, export_momentum, prove
-    from convert.files import require_suffix
+    from convert.exporter import TORCH_SUFFIXES, export, export_momentum, prove, require_output
     from lma_jax.training.checkpoint import load_checkpoint
 
-    require_suffix(Path(OUTPUT.value), TORCH_SUFFIXES)
+    require_output(Path(OUTPUT.value), TORCH_SUFFIXES, fold=FOLD.value)
     checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)
     if MOMENTUM.value:
         print(export_momentum(checkpoint, Path(MOMENTUM.value)))
