@@ -9,9 +9,7 @@ faster than the textbook form. It needs jax, flax, torch and numpy alone.
 
 import argparse
 import json
-import random
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import convert
 import lma_jax
 import lma_torch
+from convert.fps import measure
 
 # Channels and side of the map: the four stages of ResNet-50, and hidden maps of MobileNetV2.
 SHAPES = ((256, 56), (512, 28), (1024, 14), (2048, 7), (96, 112), (144, 56), (192, 28), (384, 14), (576, 14), (960, 7))
@@ -107,18 +106,11 @@ def of_jax(layer: nnx.Module, x: jax.Array, device: str) -> dict[bool, Callable[
 
 
 def timed(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of each call by round."""
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    shuffler = random.Random(0)
-    for _ in range(rounds):
-        for name in shuffler.sample(list(calls), len(calls)):
-            calls[name]()
-            start = time.perf_counter()
-            calls[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in seconds.items()}
+    """Seconds of each call by round, the calls taking turns."""
+    timings = measure({name: lambda call=call: call for name, call in calls.items()}, rounds=rounds, say=lambda _: None)
+    if failed := [f"{timing.variant}: {timing.error}" for timing in timings if timing.error]:
+        sys.exit("error: " + "; ".join(failed))
+    return {timing.variant: np.array(timing.seconds) for timing in timings}
 
 
 def main() -> None:

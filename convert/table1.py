@@ -271,10 +271,7 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     grid = figure.subplots(2, len(hosts), squeeze=False)
     for column, host in zip(grid.T, hosts):
         own = [record for record in flat if record["model"].partition("_")[0] == host]
-        for axes, name, label in zip(column, ("top1", "relative_fps"), ("top-1 (%)", "FPS / plain host")):
-            keys = (
-                {"top1": "tab:green"} if name == "top1" else {f"{name}_jax": "tab:blue", f"{name}_torch": "tab:orange"}
-            )
+        for axes, (name, (label, keys)) in zip(column, PANELS.items()):
             for number, record in enumerate(sorted(own, key=lambda record: record[f"paper_{name}"])):
                 giga, paper = record["macs"] / 1e9, record[f"paper_{name}"]
                 axes.plot(giga, paper, "o", markerfacecolor="none", color="black")
