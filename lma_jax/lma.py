@@ -79,7 +79,7 @@ class LMA(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., H, W, C) to the same shape."""
         gate_h, gate_w = self.gates(x)
-        return x.astype(gate_w.dtype) * gate_w * gate_h
+        return gate_h * gate_w * x.astype(gate_h.dtype)
 
     def gates(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The gates (..., H, 1, C) and (..., 1, W, C) that scale `x`, each value between 0 and 1."""

@@ -84,8 +84,9 @@ class LMA(nn.Module):
 
     def _attend(self, x: Tensor, *, height: int, width: int, channel: int) -> Tensor:
         gate_h, gate_w = self._gates(x, height=height, width=width, channel=channel)
-        y = x * gate_w
-        return y * gate_h if y.requires_grad else y.mul_(gate_h)
+        # The only product that broadcasts is that of the gates; without gradients its map becomes the output.
+        gate = gate_h * gate_w
+        return gate * x if gate.requires_grad else gate.mul_(x)
 
     def _gates(self, x: Tensor, *, height: int, width: int, channel: int) -> tuple[Tensor, Tensor]:
         taps_h = self.conv_h.weight.flatten().to(x.dtype)
