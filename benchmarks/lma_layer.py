@@ -1,6 +1,7 @@
 """The LMA layer of both frameworks against its textbook form in PyTorch, forward and with the backward pass.
 
-    python benchmarks/lma_layer.py [--json lma_layer.json] [--rounds 30] [--batch 8] [--dtype float32] [--device cpu] [--clock cpu]
+    python benchmarks/lma_layer.py [--json lma_layer.json] [--rounds 30] [--batch 8] [--dtype float32]
+        [--device cpu] [--clock cpu]
 
 Everything takes turns in an order drawn anew each round; ratios are taken within a round, on the shapes of ResNet-50
 and MobileNetV2 at 224 x 224. Each timed call follows an untimed one and ends when its result is there. Above 1 is

@@ -1,16 +1,18 @@
 """The training state and the network's structure, apart from each other."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from ml_collections import ConfigDict
 
 from lma_jax.layers import BatchNorm
 from lma_jax.registry import create_model
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 DATA_AXIS = "data"
 
@@ -60,7 +62,7 @@ def split(model: nnx.Module) -> tuple[Network, Tree, Tree]:
     return Network(graphdef, rng_state), params, batch_stats
 
 
-def build_model(config: ConfigDict, num_classes: int) -> nnx.Module:
+def build_model(config: "ConfigDict", num_classes: int) -> nnx.Module:
     """The model that `config` describes, initialised from `config.seed`."""
     dtype = jnp.dtype(config.dtype)
     model = create_model(
@@ -76,7 +78,7 @@ def build_model(config: ConfigDict, num_classes: int) -> nnx.Module:
     return model
 
 
-def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def build_optimizer(config: "ConfigDict", schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer that `config` describes.
 
     `sgd` is PyTorch's: weight decay joins the gradient, then momentum, then the learning rate. `lamb` (You et al.,
@@ -95,7 +97,7 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
 
 
 def create_state(
-    config: ConfigDict,
+    config: "ConfigDict",
     num_classes: int,
     optimizer: optax.GradientTransformation,
     sharding: jax.sharding.Sharding,

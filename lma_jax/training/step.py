@@ -1,7 +1,7 @@
 """The training and the evaluation step, each one jitted program over a mesh with the axis "data"."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,11 @@ import optax
 from flax import nnx
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from lma_jax.data.transforms import Preprocessing
 from lma_jax.training.objective import Objective
 from lma_jax.training.state import DATA_AXIS, Network, TrainState, Tree
+
+if TYPE_CHECKING:
+    from lma_jax.data.transforms import Preprocessing
 
 Metrics = dict[str, jax.Array]
 
@@ -24,7 +26,7 @@ def data_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
-def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
+def normalize(images: jax.Array, preprocessing: "Preprocessing") -> jax.Array:
     """uint8 (N, H, W, 3) -> float32, or float64 where JAX has it, without the data set's mean and deviation."""
     mean, std = jnp.asarray(preprocessing.mean), jnp.asarray(preprocessing.std)
     return (images / jnp.asarray(255.0) - mean) / std
@@ -49,7 +51,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
-    preprocessing: Preprocessing,
+    preprocessing: "Preprocessing",
     objective: Objective,
     seed: int,
     accumulate: int = 1,
@@ -90,7 +92,7 @@ def make_train_step(
             new_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
             return losses.mean(), (new_stats, metric_sums(losses, logits, batch))
 
-        function = jax.checkpoint(loss_fn, policy=_is_product) if remat else loss_fn
+        function = jax.checkpoint(loss_fn, policy=is_product) if remat else loss_fn
         grads, (batch_stats, metrics) = jax.grad(function, has_aux=True)(params)
         return grads, batch_stats, metrics
 
@@ -129,7 +131,8 @@ def make_train_step(
     return jax.jit(sharded, donate_argnums=0)
 
 
-def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+def is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+    """The policy of rematerialisation: what convolutions and matrix products give is kept."""
     return primitive.name in ("conv_general_dilated", "dot_general")
 
 
@@ -141,7 +144,7 @@ def _skip_nonfinite(old: TrainState, new: TrainState, grads: Tree, metrics: Metr
     return kept, {**counted, "skipped_updates": jnp.where(finite, 0, 1)}
 
 
-def make_eval_step(network: Network, mesh: Mesh, *, preprocessing: Preprocessing) -> jax.stages.Wrapped:
+def make_eval_step(network: Network, mesh: Mesh, *, preprocessing: "Preprocessing") -> jax.stages.Wrapped:
     """`step(params, batch_stats, batch) -> metrics`, sums over the examples of the global batch where its mask is."""
 
     def step(params: Tree, batch_stats: Tree, batch: Any) -> Metrics:

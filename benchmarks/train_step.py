@@ -1,0 +1,217 @@
+"""The training step of LMA networks against their plain hosts, in JAX and in PyTorch: speed, memory and host time.
+
+    python benchmarks/train_step.py [--model resnet50_lma] [--batch 8] [--image_size 224] [--dtype float32]
+        [--modes jax,jax_remat,torch,torch_compile] [--rounds 10] [--device cpu] [--json train_step.json]
+
+The step is the trainer's own: uint8 images in, normalised on the device, cross-entropy, SGD with momentum and weight
+decay; PyTorch's does the same, channels_last and with autocast in bfloat16. The variants take turns, in an order drawn
+anew each round, and ratios are taken within a round. It needs jax, flax, optax, torch and numpy alone.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both frameworks share a GPU
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from jax.sharding import NamedSharding
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import lma_torch
+from convert.fps import Run, measure
+from lma_jax.training.metrics import Meter
+from lma_jax.training.objective import Objective
+from lma_jax.training.state import Network, TrainState, build_optimizer, create_state
+from lma_jax.training.step import REPLICATED, SHARDED, data_mesh, is_product, make_train_step, normalize, widened
+
+CLASSES = 1000
+PREPROCESSING = SimpleNamespace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+# Of configs/common.py, which needs ml_collections.
+RECIPE = dict(optimizer="sgd", momentum=0.9, weight_decay=1e-4, decay_norm_and_bias=True, clip_norm=0.0)
+
+
+def random_batch(batch: int, side: int) -> dict[str, np.ndarray]:
+    """What the loader gives, with random pixels."""
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (batch, side, side, 3), np.uint8),
+        "label": rng.integers(0, CLASSES, batch, np.int32),
+        "mask": np.ones(batch, bool),
+        "skipped": np.zeros(batch, np.int32),
+    }
+
+
+class JaxStep:
+    """The trainer's step, compiled; a call runs it once and waits.
+
+    Attributes:
+        memory: bytes that XLA plans for the step beyond its input, for its input, and those that automatic
+            differentiation keeps for the backward pass.
+    """
+
+    def __init__(self, model: str, options: argparse.Namespace, *, remat: bool):
+        config: Any = SimpleNamespace(
+            **RECIPE, model=model, seed=0, dtype=options.dtype, batch_norm="local", ema_decay=0.0
+        )
+        mesh = data_mesh()
+        optimizer = build_optimizer(config, optax.constant_schedule(0.01))
+        network, self.state = create_state(config, CLASSES, optimizer, NamedSharding(mesh, REPLICATED))
+        step = make_train_step(
+            network, optimizer, mesh, preprocessing=PREPROCESSING, objective=Objective(CLASSES), seed=0, remat=remat
+        )
+        self.batch = jax.device_put(random_batch(options.batch, options.image_size), NamedSharding(mesh, SHARDED))
+        self.step = step.lower(self.state, self.batch).compile()
+        analysis = self.step.memory_analysis()
+        self.memory = {
+            "temporary": analysis.temp_size_in_bytes,
+            "arguments": analysis.argument_size_in_bytes,
+            "kept": kept_bytes(network, self.state, self.batch["image"], remat=remat),
+        }
+
+    def __call__(self) -> None:
+        self.state, metrics = self.step(self.state, self.batch)
+        jax.block_until_ready((self.state, metrics))
+
+    def host_seconds(self) -> float:
+        """Processor time of the calling thread a step: dispatch and metrics, the median of 50.
+
+        A CPU computes in the calling thread as well. So the arrays shrink to one element each.
+        """
+        place = NamedSharding(data_mesh(), REPLICATED)
+        hollow = jax.device_put(jax.tree.map(lambda _: np.zeros(1, np.float32), self.state), place)
+        names = ("loss", "top1", "top5", "count", "skipped_images")
+        step = jax.jit(
+            lambda state, batch: (jax.tree.map(lambda leaf: leaf + 1, state), dict.fromkeys(names, jnp.float32(1))),
+            donate_argnums=0,
+            out_shardings=place,
+        )
+        meter, seconds = Meter(), []
+        for number in range(60):
+            start = time.thread_time()
+            hollow, metrics = step(hollow, self.batch)
+            meter.add(number, metrics)
+            seconds.append(time.thread_time() - start)
+            jax.block_until_ready(hollow)
+        return float(np.median(seconds[10:]))
+
+
+def kept_bytes(network: Network, state: TrainState, images: jax.Array, *, remat: bool) -> int:
+    """What differentiating the loss keeps beside the parameters, before the compiler shares or drops any of it."""
+
+    def loss(params: Any, images: jax.Array) -> jax.Array:
+        logits = network.bind(params, state.batch_stats)(normalize(images, PREPROCESSING))
+        return widened(logits).mean()
+
+    function = jax.checkpoint(loss, policy=is_product) if remat else loss
+    pullback = jax.eval_shape(lambda params: jax.vjp(lambda p: function(p, images), params)[1], state.params)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
+    return total - sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+
+
+def torch_step(model: str, options: argparse.Namespace, *, compiled: bool) -> Run:
+    """The same step in PyTorch."""
+    device = torch.device("cuda" if options.device == "gpu" else "cpu")
+    network = lma_torch.create_model(model).to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    batch = random_batch(options.batch, options.image_size)
+    pixels = torch.from_numpy(batch["image"]).to(device).permute(0, 3, 1, 2)  # lies in memory as channels_last
+    labels = torch.from_numpy(batch["label"]).long().to(device)
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in vars(PREPROCESSING).values())
+
+    def loss_of(pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
+            logits = network((pixels / 255 - mean) / std)
+        return torch.nn.functional.cross_entropy(logits.float(), labels)
+
+    if compiled:
+        loss_of = torch.compile(loss_of, dynamic=False)
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(pixels, labels)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+MODES: dict[str, Callable[[str, argparse.Namespace], Run]] = {
+    "jax": lambda model, options: JaxStep(model, options, remat=False),
+    "jax_remat": lambda model, options: JaxStep(model, options, remat=True),
+    "torch": lambda model, options: torch_step(model, options, compiled=False),
+    "torch_compile": lambda model, options: torch_step(model, options, compiled=True),
+}
+
+
+def compared(names: list[str]) -> list[tuple[str, str, str]]:
+    """Pairs of variants "<model> <mode>" whose speeds are compared, and what the ratio shows."""
+    pairs = []
+    for name in names:
+        model, mode = name.split()
+        host = model.partition("_")[0]
+        candidates = [(f"{host} {mode}", "LMA over plain")] if host != model else []
+        if mode == "jax_remat":
+            candidates.append((f"{model} jax", "with over without rematerialisation"))
+        if mode == "jax":
+            candidates += [(f"{model} {other}", f"JAX over {other}") for other in ("torch", "torch_compile")]
+        pairs += [(name, other, title) for other, title in candidates if other in names]
+    return pairs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet50_lma", help="networks with their hosts, separated by commas")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--modes", default="jax,torch")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.backends.cudnn.benchmark = True
+    built: dict[str, Run] = {}
+
+    def builder(name: str, model: str, mode: str) -> Callable[[], Run]:
+        return lambda: built.setdefault(name, MODES[mode](model, options))
+
+    models = list(dict.fromkeys(m for name in options.model.split(",") for m in (name, name.partition("_")[0])))
+    pairs = [(model, mode) for model in models for mode in options.modes.split(",")]
+    timings = measure({f"{m} {mode}": builder(f"{m} {mode}", m, mode) for m, mode in pairs}, rounds=options.rounds)
+    report: dict[str, Any] = {"settings": {**vars(options), "json": None}, "steps": {}, "ratios": []}
+    done = {timing.variant: np.array(timing.seconds) for timing in timings if not timing.error}
+    for name, seconds in done.items():
+        row: dict[str, Any] = {"images_per_second": options.batch / float(np.median(seconds))}
+        if isinstance(built[name], JaxStep):
+            row |= {"host_ms": 1e3 * built[name].host_seconds(), **built[name].memory}
+        report["steps"][name] = row
+        print(f"{name:28}{row['images_per_second']:10.1f} images/s", end="")
+        if "host_ms" in row:
+            planned, kept = row["temporary"] / 2**20, row["kept"] / 2**20
+            print(f"{planned:10,.0f} MiB planned{kept:10,.0f} MiB kept{row['host_ms']:8.2f} ms on the host", end="")
+        print()
+    for name, other, title in compared(list(done)):
+        low, median, high = (float(q) for q in np.percentile(done[other] / done[name], (25, 50, 75)))
+        report["ratios"].append({"of": name, "over": other, "median": median, "quartiles": [low, high]})
+        print(f"{name:28}{title:>40}  {median:.3f} ({low:.3f} to {high:.3f})")
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
