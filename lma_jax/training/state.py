@@ -104,12 +104,12 @@ def create_state(
 ) -> tuple[Network, TrainState]:
     """The network's structure and the state before the first step, placed by `sharding`."""
 
-    def init() -> tuple[Tree, TrainState]:
+    def init() -> tuple[nnx.GraphDef, Tree, TrainState]:
         network, params, batch_stats = split(build_model(config, num_classes))
         ema = {"params": params, "batch_stats": batch_stats} if config.ema_decay else None
         step = jnp.zeros((), jnp.int32)
-        return network.rng_state, TrainState(step, params, batch_stats, optimizer.init(params), ema)
+        state = TrainState(step, params, batch_stats, optimizer.init(params), ema)
+        return network.graphdef, network.rng_state, state
 
-    abstract, _, _ = split(nnx.eval_shape(lambda: build_model(config, num_classes)))
-    rng_state, state = jax.jit(init, out_shardings=sharding)()
-    return Network(abstract.graphdef, rng_state), state
+    graphdef, rng_state, state = jax.jit(init, out_shardings=sharding)()
+    return Network(graphdef, rng_state), state

@@ -191,11 +191,11 @@ class Run:
         trainer = self.trainer
         while self.step < trainer.eval_steps[-1]:
             batch = next(batches)
-            if self.step == 0:
-                self.reporter.examples(batch["image"].addressable_data(0))
             profiler.before(self.step + 1)
             self.state, metrics = self.train_step(self.state, batch)
             self.step += 1
+            if self.step == 1:  # drawn while the devices compute
+                self.reporter.examples(batch["image"].addressable_data(0))
             self.meter.add(self.step, metrics)
             self.reporter.step(self.step, self.meter, waited=batches.seconds)
             self.reporter.say(profiler.after(self.step, metrics))
