@@ -1,50 +1,55 @@
-"""Measures what feeding images costs: CPU time an image against a plain decode of the same bytes, and memory.
+"""Measures what feeding images costs: CPU time an image against a plain decode of the same bytes, and its scaling.
 
-    python benchmarks/input_pipeline.py [--images 200] [--folder <folder of JPEGs>]
+    python benchmarks/input_pipeline.py [--images 96] [--folder <folder of JPEGs>] [--json <file>]
 
 Without --folder it draws JPEGs of ImageNet's typical size (500 x 375, about 110 KB). Each figure is a ratio of CPU
 times taken in turns within one process, since the clock of a shared machine cannot be compared with another's.
 """
 
 import argparse
+import contextlib
 import io
+import json
+import multiprocessing
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from lma_jax.data.loader import train_batches
+from lma_jax.data.regions import decode_region
 from lma_jax.data.sources import Source
 from lma_jax.data.transforms import Augmentation, Preprocessing, eval_image, random_crop_box, train_image
 
 PREPROCESSING = Preprocessing(image_size=224, resize_size=256, mean=(0.0,) * 3, std=(1.0,) * 3)
 AUGMENTATION = Augmentation(image_size=224, crop_scale=(0.08, 1.0), flip=True, rand_augment=0.0)
-REPEATS = 5
+ROUNDS = 9
+BATCH_SIZE = 32
+SCALING = ((1, 0), (2, 0), (1, 1), (1, 2))  # threads (of each worker process, if any) and worker processes
+SCALING_BATCHES = 60
+GPUS = 8
+GPU_RATES = (1000, 3000)  # images/s that one GPU trains on; the latter is an H100 with a ResNet-50
 
 
 def draw_jpegs(count: int) -> list[bytes]:
-    """Pictures with structure on every scale, so that they compress as photographs do."""
+    """Pictures with structure on every scale and some noise, so that they compress as photographs do."""
     rng = np.random.default_rng(0)
     encoded = []
     for _ in range(count):
-        picture = np.zeros((375, 500, 3))
+        picture = rng.normal(0, 11, (375, 500, 3))
         for scale in (4, 16, 64, 250):
             noise = Image.fromarray(rng.integers(0, 256, (scale * 3 // 4, scale, 3), np.uint8))
             picture += np.asarray(noise.resize((500, 375), Image.Resampling.BICUBIC)) * (0.5 if scale < 100 else 0.25)
         buffer = io.BytesIO()
-        Image.fromarray(np.clip(picture / 1.75, 0, 255).astype(np.uint8)).save(buffer, "jpeg", quality=92)
+        Image.fromarray(np.clip(picture / 1.75, 0, 255).astype(np.uint8)).save(buffer, "jpeg", quality=95)
         encoded.append(buffer.getvalue())
     return encoded
-
-
-def cpu_seconds(function: Callable[[], object]) -> float:
-    start = time.process_time()
-    function()
-    return time.process_time() - start
 
 
 def pillow_train(encoded: bytes, rng: np.random.Generator) -> np.ndarray:
@@ -62,8 +67,9 @@ def pillow_eval(encoded: bytes) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224)))
 
 
-def distances(files: list[bytes]) -> None:
-    """Prints how far the pixels are from Pillow's."""
+def distances(files: list[bytes]) -> dict[str, dict[str, float]]:
+    """How far the pixels are from Pillow's, in grey levels."""
+    result = {}
     for name, ours, reference in (
         ("train", lambda f, i: train_image(f, np.random.default_rng(i), AUGMENTATION), pillow_train),
         ("eval", lambda f, i: eval_image(f, PREPROCESSING), lambda f, rng: pillow_eval(f)),
@@ -72,60 +78,156 @@ def distances(files: list[bytes]) -> None:
             np.abs(ours(file, index).astype(int) - reference(file, np.random.default_rng(index)))
             for index, file in enumerate(files)
         ]
-        mean, largest = np.mean(differences), np.max(differences)
-        print(f"{name:5} pixels against Pillow's: mean {mean:.4f}, largest {largest} grey levels")
+        result[name] = {"mean": float(np.mean(differences)), "largest": int(np.max(differences))}
+        print("{} pixels against Pillow's: mean {mean:.4f}, largest {largest} grey levels".format(name, **result[name]))
+    return result
 
 
-def loader_seconds(files: list[bytes]) -> float:
-    """CPU time of the whole loader, its threads included, to fill batches of 32 from the files."""
-    records = [{"image": file, "label": 0} for file in files]
-    count = len(files) // 32
+class Repeated(Sequence[dict[str, Any]]):
+    """The files over and over, as many as ImageNet has: Grain's shuffle of a few hundred would cost 0.3 ms an image."""
 
-    def load() -> None:
-        batches = train_batches(
-            Source("benchmark", records, classes=["one"]),
-            augmentation=AUGMENTATION,
-            batch_size=32,
-            seed=0,
-            start_step=0,
-            threads=1,
-        )
-        for _ in range(count):
-            next(batches)
+    def __init__(self, files: list[bytes]):
+        self._files = files
 
-    return cpu_seconds(load) / (32 * count)
+    def __len__(self) -> int:
+        return 1_281_167
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        return {"image": self._files[index % len(self._files)], "label": 0}
+
+
+def batches_of(files: list[bytes], threads: int, workers: int) -> Any:
+    return train_batches(
+        Source("benchmark", Repeated(files), classes=["one"]),
+        augmentation=AUGMENTATION,
+        batch_size=BATCH_SIZE,
+        seed=0,
+        start_step=0,
+        threads=threads,
+        workers=workers,
+    )
+
+
+def load_seconds(files: list[bytes]) -> float:
+    """CPU time of the whole loader with one thread, which works on the next batch whenever one is taken."""
+    with contextlib.closing(batches_of(files, threads=1, workers=0)) as batches:
+        next(batches)
+        count = max(1, len(files) // BATCH_SIZE)
+        seconds = cpu_seconds(lambda: [next(batches)["label"] for _ in range(count)]) / (count * BATCH_SIZE)
+    time.sleep(0.3)  # until the batch that it works on is done
+    return seconds
+
+
+def costs(files: list[bytes]) -> dict[str, dict[str, float]]:
+    """CPU time an image of each task, in ms and as a ratio to a plain decode: the medians over the rounds."""
+    rng = np.random.default_rng(0)
+
+    def mean_seconds(function: Callable[[bytes], Any]) -> Callable[[], float]:
+        def run() -> None:
+            for file in files:  # nothing is kept: the memory of all would have to come from the system
+                function(file)
+
+        return lambda: cpu_seconds(run) / len(files)
+
+    tasks = {
+        "plain decode": mean_seconds(lambda file: simplejpeg.decode_jpeg(file, "RGB")),
+        "train transform": mean_seconds(lambda file: train_image(file, rng, AUGMENTATION)),
+        "loader": lambda: load_seconds(files),
+        "train by Pillow": mean_seconds(lambda file: pillow_train(file, rng)),
+        "eval transform": mean_seconds(lambda file: eval_image(file, PREPROCESSING)),
+        "eval by Pillow": mean_seconds(lambda file: pillow_eval(file)),
+    }
+    if decode_region(files[0], (0, 0, 2, 1)):
+        without = mock.patch("lma_jax.data.transforms.decode_region", refuse)
+        tasks |= {f"{name} without nvImageCodec": without(tasks[name]) for name in ("train transform", "loader")}
+    seconds = np.array([[task() for task in tasks.values()] for _ in range(ROUNDS)])
+    ratios = np.median(seconds / seconds[:, :1], axis=0)
+    result = {}
+    for name, milliseconds, ratio in zip(tasks, 1e3 * np.median(seconds, axis=0), ratios):
+        result[name] = {"ms": float(milliseconds), "x decode": float(ratio)}
+        print(f"{name:36} {milliseconds:6.3f} ms of CPU an image, {ratio:5.2f} x decode")
+    return result
+
+
+def refuse(encoded: bytes, box: tuple[int, int, int, int]) -> None:
+    """Stands for an nvImageCodec that is not installed."""
+
+
+def cpu_seconds(task: Callable[[], object]) -> float:
+    start = time.process_time()
+    task()
+    return time.process_time() - start
+
+
+def scaling(files: list[bytes]) -> list[dict[str, float]]:
+    """Wall-clock images a second, and CPU time an image, by threads and worker processes."""
+    rows = []
+    for threads, workers in SCALING:
+        with contextlib.closing(batches_of(files, threads, workers)) as batches:
+            for _ in range(8):  # until all work, and nothing waits from before
+                next(batches)
+            wall, parent, children = time.perf_counter(), time.process_time(), children_cpu_seconds()
+            for _ in range(SCALING_BATCHES):
+                next(batches)
+            images = BATCH_SIZE * SCALING_BATCHES
+            rows.append(
+                {
+                    "threads": threads,
+                    "workers": workers,
+                    "images/s": images / (time.perf_counter() - wall),
+                    "ms of CPU": 1e3 * (time.process_time() - parent + children_cpu_seconds() - children) / images,
+                    "ms in the parent": 1e3 * (time.process_time() - parent) / images,
+                }
+            )
+    print("\nthreads  worker processes  images/s  ms of CPU an image  of it in the parent")
+    for row in rows:
+        print("{:7}  {:16}  {:8.0f}  {:18.3f}  {:19.3f}".format(*row.values()))
+    return rows
+
+
+def children_cpu_seconds() -> float:
+    """CPU time of the worker processes that live, by the number that Linux gives a process's clock."""
+    return sum(time.clock_gettime((~child.pid << 3) | 2) for child in multiprocessing.active_children())
+
+
+def prediction(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """CPU cores that feed GPUS GPUs: GPUS x rate / images a second and core.
+
+    It assumes cores as fast as this machine's when all are busy, and images already in memory.
+    """
+    result = {}
+    print(f"\ncores to feed {GPUS} GPUs = {GPUS} x images/s of a GPU / images a second and core (this machine's cores)")
+    for name, row in (("threads", rows[1]), ("worker processes", rows[-1])):
+        a_core = 1e3 / row["ms of CPU"]
+        result[name] = {f"{rate} images/s": GPUS * rate / a_core for rate in GPU_RATES}
+        needs = ", ".join(f"{cores:.0f} for {rate}" for rate, cores in result[name].items())
+        print(f"{name:16} {a_core:5.0f} images a second and core: {needs} a GPU")
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--json", type=Path, default=None, help="file for all figures")
     options = parser.parse_args()
     if options.folder:
         paths = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
         files = [path.read_bytes() for path in paths[: options.images]]
     else:
         files = draw_jpegs(options.images)
-    print(f"{len(files)} files of {np.mean([len(file) for file in files]) / 1e3:.0f} KB")
-    distances(files)
-
-    rng = np.random.default_rng(0)
-    tasks = {
-        "plain decode": lambda: [simplejpeg.decode_jpeg(file, "RGB") for file in files],
-        "train transform": lambda: [train_image(file, rng, AUGMENTATION) for file in files],
-        "eval transform": lambda: [eval_image(file, PREPROCESSING) for file in files],
-        "train by Pillow": lambda: [pillow_train(file, rng) for file in files],
-        "eval by Pillow": lambda: [pillow_eval(file) for file in files],
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in (*tasks, "loader")}
-    for _ in range(REPEATS):
-        for name, task in tasks.items():
-            seconds[name].append(cpu_seconds(task) / len(files))
-        seconds["loader"].append(loader_seconds(files))
-    plain = np.median(seconds["plain decode"])
-    for name, values in seconds.items():
-        print(f"{name:16} {1e3 * np.median(values):6.3f} ms of CPU an image, {np.median(values) / plain:5.2f} x decode")
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
+    size = float(np.mean([len(file) for file in files]) / 1e3)
+    fast = decode_region(files[0], (0, 0, 2, 1)) is not None
+    print(f"{len(files)} files of {size:.0f} KB; nvImageCodec is {'' if fast else 'not '}installed")
+    figures: dict[str, Any] = {"files": len(files), "KB": size, "nvImageCodec": fast}
+    figures["distances"] = distances(files)
+    figures["costs"] = costs(files)
+    figures["scaling"] = scaling(files)
+    figures["cores"] = prediction(figures["scaling"])
+    figures["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"\npeak memory {figures['peak MB']:,.0f} MB")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import io
 import math
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +10,17 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
+from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image
 
 from lma_jax.data.augment import rand_augment
+from lma_jax.data.regions import decode_region
 
 CROP_RATIO = (3 / 4, 4 / 3)
 # A file of a few kilobytes can claim gigabytes of pixels. ImageNet's largest image has 25 million.
 MAX_PIXELS = 90_000_000
+# Pillow keeps the memory of so many images for the next ones: asking the system for it each time costs 5 %.
+Image.core.set_blocks_max(8)
 
 Box = tuple[int, int, int, int]
 
@@ -57,8 +62,8 @@ class Augmentation:
     rand_augment: float
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """Decodes an image file to RGB; EXIF orientation is ignored, as in the reference recipe.
+def decode(encoded: bytes, box: Box | None = None) -> Image.Image:
+    """Decodes an image file, or `box` of it, to RGB; EXIF orientation is ignored, as in the reference recipe.
 
     JPEGs go through libjpeg-turbo directly; what it refuses (other formats, CMYK, errors) goes through Pillow.
 
@@ -67,12 +72,23 @@ def decode(encoded: bytes) -> Image.Image:
     """
     if simplejpeg.is_jpeg(encoded):
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
-            _require_size(width, height)
-            return Image.fromarray(simplejpeg.decode_jpeg(encoded, "RGB"))
+            return _decode_jpeg(encoded, box)
         except ValueError:
             pass
-    return _decode_by_pillow(encoded)
+    image = _decode_by_pillow(encoded)
+    return image if box is None else image.crop(box)
+
+
+def _decode_jpeg(encoded: bytes, box: Box | None) -> Image.Image:
+    height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
+    _require_size(width, height)
+    if box is None:
+        return Image.fromarray(simplejpeg.decode_jpeg(encoded, "RGB"))
+    part = decode_region(encoded, box) if colors == "YCbCr" else None
+    if part is None:
+        left, top, right, bottom = box
+        part = Image.fromarray(simplejpeg.decode_jpeg(encoded, "RGB")[top:bottom, left:right])
+    return part
 
 
 def _decode_by_pillow(encoded: bytes) -> Image.Image:
@@ -118,14 +134,48 @@ def train_image(encoded: bytes, rng: np.random.Generator, augmentation: Augmenta
     Raises:
         BadImageError: see `decode`.
     """
-    image = decode(encoded)
-    box = random_crop_box(*image.size, rng, scale=augmentation.crop_scale)
-    image = image.crop(box).resize((augmentation.image_size,) * 2, Image.Resampling.BILINEAR)
+    image = _resize(_random_crop(encoded, rng, augmentation.crop_scale), augmentation.image_size)
     if augmentation.flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if augmentation.rand_augment:
         image = rand_augment(image, rng, magnitude=augmentation.rand_augment)
     return np.asarray(image)
+
+
+def _random_crop(encoded: bytes, rng: np.random.Generator, scale: tuple[float, float]) -> Image.Image:
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        image = decode(encoded)
+        return image.crop(random_crop_box(*image.size, rng, scale=scale))
+    return decode(encoded, random_crop_box(width, height, rng, scale=scale))
+
+
+class _Resizers(threading.local):
+    """One for each thread, since it is locked while it works."""
+
+    def __init__(self) -> None:
+        self.resizer = Resizer()
+
+
+_resizers = _Resizers()
+BILINEAR = ResizeOptions(ResizeAlg.convolution(FilterType.bilinear))
+
+
+def _resize(image: Image.Image, size: int) -> Image.Image:
+    """Pillow's bilinear resize with antialiasing to `size` x `size`, five times as fast.
+
+    Both round to eight bits after each of two passes, in the order that Pillow 13 picks by cost. This one's weights
+    have 16 bits, Pillow's 22: of 1,000 values, 3 differ, by one grey level. No processor changes them.
+    """
+    width, height = image.size
+    tall = height > max(size, 2 * width - size)
+    for shape in ((width, size) if tall else (size, height)), (size, size):
+        if image.size != shape:
+            resized = Image.new("RGB", shape, None)
+            _resizers.resizer.resize_pil(image, resized, BILINEAR)
+            image = resized
+    return image
 
 
 def eval_image(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray:

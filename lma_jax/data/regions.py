@@ -1,0 +1,74 @@
+"""Decodes a part of a JPEG, by nvImageCodec's CPU decoder where it is installed (the extra `fast`).
+
+It skips what lies outside of the part and gives the very pixels of a whole decode: nothing but speed depends on it.
+"""
+
+import functools
+import importlib.util
+import os
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+END_OF_IMAGE = b"\xff\xd9"
+
+
+def decode_region(encoded: bytes, box: tuple[int, int, int, int]) -> Image.Image | None:
+    """The part of a YCbCr JPEG inside of `box`, (left, top, right, bottom), in RGB; EXIF orientation is ignored.
+
+    Damage below the box goes unnoticed, except that a file was cut off.
+
+    Returns:
+        The part, or None where the file has to be decoded as a whole: nvImageCodec is not installed or refuses it,
+        its end is missing, or the box is one pixel wide (then libjpeg-turbo does not smooth colours as it should).
+    """
+    left, top, right, bottom = box
+    codec = _library()
+    if codec is None or right - left < 2 or not encoded.endswith(END_OF_IMAGE):
+        return None
+    thread = _threads(codec)
+    try:
+        part = codec.CodeStream(encoded).get_sub_code_stream(region=codec.Region(top, left, bottom, right))
+        image = thread.decoder.decode(part, image=thread.image, params=thread.params)
+    except RuntimeError:  # it cannot read the header
+        return None
+    if image is None:
+        return None
+    thread.image = image
+    return Image.fromarray(np.asarray(image.cpu()))
+
+
+@functools.cache
+def _library() -> Any:
+    """nvImageCodec with libjpeg-turbo as its only extension: the others look for CUDA's libraries and complain."""
+    try:
+        package = importlib.util.find_spec("nvidia.nvimgcodec")
+    except ModuleNotFoundError:  # nothing at all of nvidia
+        return None
+    if package is None or package.origin is None:
+        return None
+    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # what it refuses is decoded otherwise
+    with tempfile.TemporaryDirectory() as folder:
+        for extension in Path(package.origin).parent.glob("extensions/libjpeg_turbo_ext.so*"):
+            (Path(folder) / extension.name).symlink_to(extension)
+        os.environ["NVIMGCODEC_EXTENSIONS_PATH"] = folder
+        from nvidia import nvimgcodec
+    os.environ.pop("NVIMGCODEC_EXTENSIONS_PATH", None)
+    return nvimgcodec
+
+
+class _Threads(threading.local):
+    """For each thread a decoder, which starts no other threads, and the memory that it decodes to."""
+
+    def __init__(self, codec: Any) -> None:
+        backends = [codec.Backend(codec.CPU_ONLY)]
+        self.decoder = codec.Decoder(codec.NVIMGCODEC_DEVICE_CPU_ONLY, max_num_cpu_threads=1, backends=backends)
+        self.image: Any = None
+        self.params = codec.DecodeParams(apply_exif_orientation=False, sample_format=codec.SampleFormat.I_RGB)
+
+
+_threads = functools.cache(_Threads)
