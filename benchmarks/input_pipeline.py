@@ -118,25 +118,35 @@ def load_seconds(files: list[bytes]) -> float:
     return seconds
 
 
+def loader_over_decode(images: int, repeats: int) -> list[float]:
+    """Quartiles of the loader's images a second of CPU time over those of a plain decode."""
+    files = draw_jpegs(images)
+    decode_all = mean_seconds(lambda file: simplejpeg.decode_jpeg(file, "RGB"), files)
+    return np.percentile([decode_all() / load_seconds(files) for _ in range(repeats)], (25, 50, 75)).tolist()
+
+
+def mean_seconds(function: Callable[[bytes], Any], files: list[bytes]) -> Callable[[], float]:
+    """What measures the CPU time of `function` a file."""
+
+    def run() -> None:
+        for file in files:  # nothing is kept: the memory of all would have to come from the system
+            function(file)
+
+    return lambda: cpu_seconds(run) / len(files)
+
+
 def costs(files: list[bytes]) -> dict[str, dict[str, float]]:
     """CPU time an image of each task, in ms and as a ratio to a plain decode: the medians over the rounds."""
     rng = np.random.default_rng(0)
-
-    def mean_seconds(function: Callable[[bytes], Any]) -> Callable[[], float]:
-        def run() -> None:
-            for file in files:  # nothing is kept: the memory of all would have to come from the system
-                function(file)
-
-        return lambda: cpu_seconds(run) / len(files)
-
-    tasks = {
-        "plain decode": mean_seconds(lambda file: simplejpeg.decode_jpeg(file, "RGB")),
-        "train transform": mean_seconds(lambda file: train_image(file, rng, AUGMENTATION)),
-        "loader": lambda: load_seconds(files),
-        "train by Pillow": mean_seconds(lambda file: pillow_train(file, rng)),
-        "eval transform": mean_seconds(lambda file: eval_image(file, PREPROCESSING)),
-        "eval by Pillow": mean_seconds(lambda file: pillow_eval(file)),
+    transforms: dict[str, Callable[[bytes], Any]] = {
+        "plain decode": lambda file: simplejpeg.decode_jpeg(file, "RGB"),
+        "train transform": lambda file: train_image(file, rng, AUGMENTATION),
+        "train by Pillow": lambda file: pillow_train(file, rng),
+        "eval transform": lambda file: eval_image(file, PREPROCESSING),
+        "eval by Pillow": lambda file: pillow_eval(file),
     }
+    tasks = {name: mean_seconds(transform, files) for name, transform in transforms.items()}
+    tasks["loader"] = lambda: load_seconds(files)
     if decode_region(files[0], (0, 0, 2, 1)):
         without = mock.patch("lma_jax.data.transforms.decode_region", refuse)
         tasks |= {f"{name} without nvImageCodec": without(tasks[name]) for name in ("train transform", "loader")}

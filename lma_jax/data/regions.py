@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 END_OF_IMAGE = b"\xff\xd9"
 
 
-def decode_region(encoded: bytes, box: tuple[int, int, int, int]) -> Image.Image | None:
-    """The part of a YCbCr JPEG inside of `box`, (left, top, right, bottom), in RGB; EXIF orientation is ignored.
+def decode_region(encoded: bytes, box: tuple[int, int, int, int]) -> np.ndarray | None:
+    """The pixels inside of `box`, (left, top, right, bottom), of a YCbCr JPEG; EXIF orientation is ignored.
 
     Damage below the box goes unnoticed, except that a file was cut off.
 
     Returns:
-        The part, or None where the file has to be decoded as a whole: nvImageCodec is not installed or refuses it,
-        its end is missing, or the box is one pixel wide (then libjpeg-turbo does not smooth colours as it should).
+        (bottom - top, right - left, 3) uint8, until the thread's next call, which uses the same memory; None where
+        the file has to be decoded as a whole: nvImageCodec is not installed or refuses it, its end is missing, or the
+        box is one pixel wide (then libjpeg-turbo does not smooth colours as it should).
     """
     left, top, right, bottom = box
     codec = _library()
@@ -39,7 +39,7 @@ def decode_region(encoded: bytes, box: tuple[int, int, int, int]) -> Image.Image
     if image is None:
         return None
     thread.image = image
-    return Image.fromarray(np.asarray(image.cpu()))
+    return np.asarray(image.cpu())
 
 
 @functools.cache
