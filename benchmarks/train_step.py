@@ -37,6 +37,7 @@ from lma_jax.training.state import Network, TrainState, build_optimizer, create_
 from lma_jax.training.step import REPLICATED, SHARDED, data_mesh, is_product, make_train_step, normalize, widened
 
 CLASSES = 1000
+LMA_OVER_PLAIN = "LMA over plain"
 PREPROCESSING = SimpleNamespace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # Of configs/common.py, which needs ml_collections.
 RECIPE = dict(optimizer="sgd", momentum=0.9, weight_decay=1e-4, decay_norm_and_bias=True, clip_norm=0.0)
@@ -67,9 +68,15 @@ class JaxStep:
         )
         mesh = data_mesh()
         optimizer = build_optimizer(config, optax.constant_schedule(0.01))
-        network, self.state = create_state(config, CLASSES, optimizer, NamedSharding(mesh, REPLICATED))
+        self.network, self.state = create_state(config, CLASSES, optimizer, NamedSharding(mesh, REPLICATED))
         step = make_train_step(
-            network, optimizer, mesh, preprocessing=PREPROCESSING, objective=Objective(CLASSES), seed=0, remat=remat
+            self.network,
+            optimizer,
+            mesh,
+            preprocessing=PREPROCESSING,
+            objective=Objective(CLASSES),
+            seed=0,
+            remat=remat,
         )
         self.batch = jax.device_put(random_batch(options.batch, options.image_size), NamedSharding(mesh, SHARDED))
         self.step = step.lower(self.state, self.batch).compile()
@@ -77,7 +84,7 @@ class JaxStep:
         self.memory = {
             "temporary": analysis.temp_size_in_bytes,
             "arguments": analysis.argument_size_in_bytes,
-            "kept": kept_bytes(network, self.state, self.batch["image"], remat=remat),
+            "kept": kept_bytes(self.network, self.state, self.batch["image"], remat=remat),
         }
 
     def __call__(self) -> None:
@@ -108,7 +115,7 @@ class JaxStep:
 
 
 def kept_bytes(network: Network, state: TrainState, images: jax.Array, *, remat: bool) -> int:
-    """What differentiating the loss keeps beside the parameters, before the compiler shares or drops any of it."""
+    """The feature maps that differentiating the loss keeps, before the compiler shares or drops any of them."""
 
     def loss(params: Any, images: jax.Array) -> jax.Array:
         logits = network.bind(params, state.batch_stats)(normalize(images, PREPROCESSING))
@@ -116,8 +123,8 @@ def kept_bytes(network: Network, state: TrainState, images: jax.Array, *, remat:
 
     function = jax.checkpoint(loss, policy=is_product) if remat else loss
     pullback = jax.eval_shape(lambda params: jax.vjp(lambda p: function(p, images), params)[1], state.params)
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
-    return total - sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    maps = [leaf for leaf in jax.tree.leaves(pullback) if leaf.ndim == 4 and leaf.shape[0] == len(images)]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in maps)
 
 
 def torch_step(model: str, options: argparse.Namespace, *, compiled: bool) -> Run:
@@ -163,17 +170,41 @@ def compared(names: list[str]) -> list[tuple[str, str, str]]:
     pairs = []
     for name in names:
         model, mode = name.split()
-        host = model.partition("_")[0]
-        candidates = [(f"{host} {mode}", "LMA over plain")] if host != model else []
+        others = [(f"{model.partition('_')[0]} {mode}", LMA_OVER_PLAIN)]
         if mode == "jax_remat":
-            candidates.append((f"{model} jax", "with over without rematerialisation"))
+            others.append((f"{model} jax", "with over without rematerialisation"))
         if mode == "jax":
-            candidates += [(f"{model} {other}", f"JAX over {other}") for other in ("torch", "torch_compile")]
-        pairs += [(name, other, title) for other, title in candidates if other in names]
+            others += [(f"{model} {other}", f"JAX over {other}") for other in ("torch", "torch_compile")]
+        pairs += [(name, other, shows) for other, shows in others if other in names and other != name]
     return pairs
 
 
-def main() -> None:
+def compare(options: argparse.Namespace, *, say: Callable[[str], object]) -> tuple[dict[str, Any], list[Any]]:
+    """Runs all variants: images/s and memory of each by name, and the ratios between them."""
+    built: dict[str, Run] = {}
+
+    def builder(name: str) -> Callable[[], Run]:
+        model, mode = name.split()
+        return lambda: built.setdefault(name, MODES[mode](model, options))
+
+    models = dict.fromkeys(m for name in options.model.split(",") for m in (name, name.partition("_")[0]))
+    names = [f"{model} {mode}" for model in models for mode in options.modes.split(",")]
+    timings = measure({name: builder(name) for name in names}, rounds=options.rounds, say=say)
+    done = {timing.variant: np.array(timing.seconds) for timing in timings if not timing.error}
+    steps: dict[str, Any] = {}
+    for name, seconds in done.items():
+        steps[name] = {"images_per_second": options.batch / float(np.median(seconds))}
+        if isinstance(run := built[name], JaxStep):
+            steps[name] |= {"host_ms": 1e3 * run.host_seconds(), **run.memory}
+    ratios = [
+        {"of": a, "over": b, "shows": shows, "quartiles": np.percentile(done[b] / done[a], (25, 50, 75)).tolist()}
+        for a, b, shows in compared(list(done))
+    ]
+    return steps, ratios
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50_lma", help="networks with their hosts, separated by commas")
     parser.add_argument("--batch", type=int, default=8)
@@ -183,33 +214,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = arguments().parse_args()
     torch.backends.cudnn.benchmark = True
-    built: dict[str, Run] = {}
-
-    def builder(name: str, model: str, mode: str) -> Callable[[], Run]:
-        return lambda: built.setdefault(name, MODES[mode](model, options))
-
-    models = list(dict.fromkeys(m for name in options.model.split(",") for m in (name, name.partition("_")[0])))
-    pairs = [(model, mode) for model in models for mode in options.modes.split(",")]
-    timings = measure({f"{m} {mode}": builder(f"{m} {mode}", m, mode) for m, mode in pairs}, rounds=options.rounds)
-    report: dict[str, Any] = {"settings": {**vars(options), "json": None}, "steps": {}, "ratios": []}
-    done = {timing.variant: np.array(timing.seconds) for timing in timings if not timing.error}
-    for name, seconds in done.items():
-        row: dict[str, Any] = {"images_per_second": options.batch / float(np.median(seconds))}
-        if isinstance(built[name], JaxStep):
-            row |= {"host_ms": 1e3 * built[name].host_seconds(), **built[name].memory}
-        report["steps"][name] = row
+    steps, ratios = compare(options, say=print)
+    for name, row in steps.items():
         print(f"{name:28}{row['images_per_second']:10.1f} images/s", end="")
         if "host_ms" in row:
             planned, kept = row["temporary"] / 2**20, row["kept"] / 2**20
             print(f"{planned:10,.0f} MiB planned{kept:10,.0f} MiB kept{row['host_ms']:8.2f} ms on the host", end="")
         print()
-    for name, other, title in compared(list(done)):
-        low, median, high = (float(q) for q in np.percentile(done[other] / done[name], (25, 50, 75)))
-        report["ratios"].append({"of": name, "over": other, "median": median, "quartiles": [low, high]})
-        print(f"{name:28}{title:>40}  {median:.3f} ({low:.3f} to {high:.3f})")
+    for ratio in ratios:
+        low, median, high = ratio["quartiles"]
+        print(f"{ratio['of']:28}{ratio['shows']:>40}  {median:.3f} ({low:.3f} to {high:.3f})")
     if options.json:
+        report = {"settings": {**vars(options), "json": None}, "steps": steps, "ratios": ratios}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
