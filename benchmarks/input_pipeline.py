@@ -147,7 +147,7 @@ def costs(files: list[bytes]) -> dict[str, dict[str, float]]:
     }
     tasks = {name: mean_seconds(transform, files) for name, transform in transforms.items()}
     tasks["loader"] = lambda: load_seconds(files)
-    if decode_region(files[0], (0, 0, 2, 1)):
+    if decode_region(files[0], (0, 0, 2, 1)) is not None:
         without = mock.patch("lma_jax.data.transforms.decode_region", refuse)
         tasks |= {f"{name} without nvImageCodec": without(tasks[name]) for name in ("train transform", "loader")}
     seconds = np.array([[task() for task in tasks.values()] for _ in range(ROUNDS)])
