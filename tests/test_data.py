@@ -436,7 +436,8 @@ def test_nothing_but_bad_images_is_refused(capfd):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_change_nothing(workers):
-    source = numbered_source(11)
+    records = [{"image": encode(photo((60, 40), label), "jpeg"), "label": label} for label in range(11)]
+    source = Source("photos", records, classes=[*map(str, range(11))])
     options = dict(crop_scale=(0.1, 1.0), start_step=2)
     expected = list(islice(training(source, **options), 5))
     actual = list(islice(training(source, **options, workers=workers), 5))
