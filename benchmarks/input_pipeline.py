@@ -170,7 +170,10 @@ def cpu_seconds(task: Callable[[], object]) -> float:
 
 
 def scaling(files: list[bytes]) -> list[dict[str, float]]:
-    """Wall-clock images a second, and CPU time an image, by threads and worker processes."""
+    """Wall-clock images a second, and CPU time an image, by threads and worker processes.
+
+    On a machine that others use, images a second scale no further than the cores that the loader got.
+    """
     rows = []
     for threads, workers in SCALING:
         with contextlib.closing(batches_of(files, threads, workers)) as batches:
@@ -179,19 +182,15 @@ def scaling(files: list[bytes]) -> list[dict[str, float]]:
             wall, parent, children = time.perf_counter(), time.process_time(), children_cpu_seconds()
             for _ in range(SCALING_BATCHES):
                 next(batches)
-            images = BATCH_SIZE * SCALING_BATCHES
-            rows.append(
-                {
-                    "threads": threads,
-                    "workers": workers,
-                    "images/s": images / (time.perf_counter() - wall),
-                    "ms of CPU": 1e3 * (time.process_time() - parent + children_cpu_seconds() - children) / images,
-                    "ms in the parent": 1e3 * (time.process_time() - parent) / images,
-                }
-            )
-    print("\nthreads  worker processes  images/s  ms of CPU an image  of it in the parent")
+            wall, parent = time.perf_counter() - wall, time.process_time() - parent
+            total = parent + children_cpu_seconds() - children
+        images = BATCH_SIZE * SCALING_BATCHES
+        figures = {"images/s": images / wall, "cores": total / wall}
+        figures |= {"ms of CPU": 1e3 * total / images, "ms in the parent": 1e3 * parent / images}
+        rows.append({"threads": threads, "workers": workers, **figures})
+    print("\nthreads  worker processes  images/s  cores that it got  ms of CPU an image  of it in the parent")
     for row in rows:
-        print("{:7}  {:16}  {:8.0f}  {:18.3f}  {:19.3f}".format(*row.values()))
+        print("{:7}  {:16}  {:8.0f}  {:17.2f}  {:18.3f}  {:19.3f}".format(*row.values()))
     return rows
 
 
