@@ -33,7 +33,7 @@ class Reporter:
         self._eval_steps = eval_steps
         # All at once: computed in between, one would wait for the steps under way.
         schedule = learning_rate_schedule(config, clock)
-        self._learning_rates = np.asarray(jax.vmap(schedule)(jnp.arange(eval_steps[-1])))
+        self._learning_rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(eval_steps[-1])))
 
     def __enter__(self) -> "Reporter":
         with ExitStack() as stack:
