@@ -1,12 +1,13 @@
 # make demo: trains, evaluates, exports and proves LMA-ResNet-18 on the embedded digits, in a few minutes on a CPU
 # make test: every check that CI runs
+# make bench: the speed of the main parts against benchmarks/baseline.json
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/digits
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m lma_jax.train --config configs/digits.py --workdir $(RUN)
@@ -26,6 +27,9 @@ test: $(VENV)/test
 	$(BIN)/mypy
 	$(BIN)/pytest
 	$(BIN)/pytest -m slow --dist worksteal
+
+bench: $(VENV)/test
+	$(BIN)/python benchmarks/bench.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -27,7 +27,7 @@ def layer(channels: int, side: int, with_backward: bool) -> dict[str, Quartiles]
     """The layer's speed over that of its textbook form."""
     found = lma_layer.speedups(channels, side, with_backward, lma_layer.arguments().parse_args(["--rounds", "8"]))
     kind = "forward and backward" if with_backward else "forward"
-    return {f"LMA {channels} x {side} {kind}, {name} / textbook": quartiles for name, quartiles in found.items()}
+    return {f"LMA {channels} x {side} {kind}: {name}": quartiles for name, quartiles in found.items()}
 
 
 def training() -> dict[str, Quartiles]:
@@ -35,7 +35,7 @@ def training() -> dict[str, Quartiles]:
     command = "--model resnet18_lma --batch 4 --image_size 64 --rounds 8 --modes jax,torch"
     _, ratios = train_step.compare(train_step.arguments().parse_args(command.split()), say=lambda _: None)
     return {
-        f"training step {ratio['of']} / {ratio['over']}": ratio["quartiles"]
+        f"training step: {ratio['of']} / {ratio['over']}": ratio["quartiles"]
         for ratio in ratios
         if ratio["shows"] == train_step.LMA_OVER_PLAIN
     }
@@ -45,7 +45,7 @@ def input_path() -> dict[str, Quartiles]:
     """Images a second of processor time of the loader over those of a plain JPEG decode."""
     import input_pipeline
 
-    return {"input path / plain decode": input_pipeline.loader_over_decode(images=64, repeats=5)}
+    return {"input path: loader / plain decode": input_pipeline.loader_over_decode(images=64, repeats=5)}
 
 
 PARTS: dict[str, Callable[[], dict[str, Quartiles]]] = {
