@@ -1,6 +1,7 @@
 """What the tests share: a session-wide compilation cache, float64, and weights that both frameworks can rebuild."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -33,6 +34,7 @@ import lma_torch
 from lma_jax.attention import channel, mixed
 
 torch.set_num_threads(1)  # its threads would spin against those of XLA
+gc.set_threshold(200_000)  # tracing makes millions of objects that stay
 
 
 @pytest.fixture
