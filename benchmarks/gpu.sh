@@ -1,24 +1,30 @@
 #!/usr/bin/env bash
 # Every figure that needs a GPU, in ten minutes at most: bash benchmarks/gpu.sh <folder for the results>
-# It needs jax, flax, optax, torch and numpy alone. A part that runs over its time is cut off, and the next one starts.
+# It needs jax, flax, optax, torch, numpy and absl alone. What runs over its time is cut off, and the next part starts.
 set -uo pipefail
+out=$(realpath -m "${1:?give a folder for the results}")
 cd "$(dirname "$0")/.."
-out=${1:?give a folder for the results}
 python=${PYTHON:-python3}
+export PYTHONUNBUFFERED=1
 mkdir -p "$out"
+failed=0
 
 part() {  # part <name> <seconds> <arguments of python ...>
     echo "== $1"
-    timeout "$2" "$python" "${@:3}" --json "$out/$1.json" 2>&1 | tee "$out/$1.txt"
+    timeout -k 5 "$2" "$python" "${@:3}" --json "$out/$1.json" 2>&1 | tee "$out/$1.txt"
+    local status=${PIPESTATUS[0]}
+    [ "$status" = 0 ] || { echo "== $1 ended with $status (124: cut off after $2 s)"; failed=1; }
 }
 
-part train_step 210 benchmarks/train_step.py --device gpu --dtype bfloat16 --batch 256 --rounds 20 \
-    --modes jax,jax_remat,torch_compile
+bf16="--device gpu --dtype bfloat16"
+part train_step 130 benchmarks/train_step.py $bf16 --batch 256 --rounds 10 --modes jax,torch_compile
+part remat 60 benchmarks/train_step.py $bf16 --batch 256 --rounds 10 --modes jax,jax_remat
 for host in resnet50 resnet34 resnet18 mobilenetv2; do
-    part "fps_$host" 40 -m convert.fps --device gpu --dtype bfloat16 --batch_size 256 --steps 20 --framework jax \
-        --model "${host}_lma"
+    part "fps_$host" 35 -m convert.fps $bf16 --batch_size 256 --steps 20 --framework jax --model "${host}_lma"
 done
-part train_tax 120 benchmarks/train_step.py --device gpu --dtype bfloat16 --batch 128 --rounds 20 --modes jax \
-    --model resnet34_lma,resnet18_lma,mobilenetv2_lma
-part lma_layer 60 benchmarks/lma_layer.py --device gpu --dtype bfloat16 --batch 128 --rounds 10
-part roofline 50 benchmarks/roofline.py --device gpu --dtype bfloat16 --batch 128 --rounds 10
+for host in resnet34 resnet18 mobilenetv2; do
+    part "train_$host" 40 benchmarks/train_step.py $bf16 --batch 128 --rounds 10 --modes jax --model "${host}_lma"
+done
+part lma_layer 75 benchmarks/lma_layer.py $bf16 --batch 128 --rounds 3
+part roofline 45 benchmarks/roofline.py $bf16 --batch 128 --rounds 3
+exit $failed

@@ -6,26 +6,23 @@
 Everything takes turns in an order drawn anew each round; ratios are taken within a round, on the shapes of ResNet-50
 and MobileNetV2 at 224 x 224. Each timed call follows an untimed one and ends when its result is there. Above 1 is
 faster than the textbook form. On a CPU the clock counts the time of both cores, which other users of the machine do
-not move; a GPU has only the wall's. It needs jax, flax, torch and numpy alone.
+not move; a GPU has only the wall's. It needs jax, flax, torch, numpy and absl alone.
 """
 
 import argparse
 import ctypes
-import json
-import sys
 import time
 import timeit
 from collections.abc import Callable
 from pathlib import Path
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import convert
 import lma_jax
@@ -128,15 +125,12 @@ def of_jax(layer: nnx.Module, x: jax.Array, device: str) -> dict[bool, Callable[
 
 
 def timed(calls: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, np.ndarray]:
-    """Seconds of a call by round, the calls taking turns of about 50 ms."""
-    first = next(iter(calls.values()))
-    first()
-    repeats = round(max(1, 0.05 / min(timeit.repeat(first, number=1, repeat=3))))
+    """Seconds of a call by round, the calls taking turns of at most about 50 ms."""
+    slowest = max(min(timeit.repeat(call, number=1, repeat=3)) for call in calls.values())
+    repeats = round(max(1, 0.05 / slowest))
     builders = {name: lambda call=call: lambda: [call() for _ in range(repeats)] for name, call in calls.items()}
-    timings = measure(builders, rounds=rounds, clock=clock, say=lambda _: None)
-    if failed := [f"{timing.variant}: {timing.error}" for timing in timings if timing.error]:
-        sys.exit("error: " + "; ".join(failed))
-    return {timing.variant: np.array(timing.seconds) / repeats for timing in timings}
+    seconds = common.seconds_of(measure(builders, rounds=rounds, clock=clock, say=lambda _: None))
+    return {name: values / repeats for name, values in seconds.items()}
 
 
 def speedups(channels: int, side: int, with_backward: bool, options: argparse.Namespace) -> dict[str, list[float]]:
@@ -146,7 +140,7 @@ def speedups(channels: int, side: int, with_backward: bool, options: argparse.Na
     on_cpu = (options.clock, options.device) == ("cpu", "cpu")
     seconds = timed(calls, options.rounds, time.process_time if on_cpu else time.perf_counter)
     return {
-        name: np.percentile(seconds[reference] / seconds[name.partition(" /")[0]], (25, 50, 75)).tolist()
+        name: common.quartiles(seconds[reference] / seconds[name.partition(" /")[0]])
         for name, (reference, *_) in TARGETS.items()
     }
 
@@ -155,8 +149,8 @@ def arguments() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=common.count, default=30)
+    parser.add_argument("--batch", type=common.count, default=8)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--clock", default="cpu", choices=["cpu", "wall"])
@@ -178,9 +172,7 @@ def main() -> None:
             print(f"{title:14}{f'{channels} x {side}':>12}{cells}", flush=True)
         for (name, target), mean in zip(TARGETS.items(), np.exp(np.log(own).mean(0))):
             print(f"{title:14}{name:>32}: geometric mean {mean:.2f}, target {target[1 + with_backward]}")
-    if options.json:
-        settings = {**vars(options), "json": None, "jax": jax.__version__, "torch": torch.__version__}
-        options.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    common.write_json(options, rows=rows)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 
     python benchmarks/roofline.py [--batch 8] [--dtype float32] [--device cpu] [--rounds 10] [--json roofline.json]
 
-LMA cannot gate a map before it has seen all of it: it needs two reads and one write, and about 2 operations a value
-beside the sums, so that memory bounds it everywhere. "passes" are XLA's count of the bytes of the compiled layer, in
+LMA cannot gate a map before it has seen all of it: it needs two reads and one write, for two sums and two products
+a value, so that memory bounds it everywhere. "passes" are XLA's count of the bytes of the compiled layer, in
 maps; the floor is three passes at the speed of a plain copy of the same map, which is two. Copy and layer take turns.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import common
 import jax
 import jax.numpy as jnp
 import lma_layer
@@ -27,7 +27,8 @@ def passes(channels: int, side: int, options: argparse.Namespace) -> float:
     """Bytes that the compiled layer reads and writes, in maps."""
     graphdef, state = nnx.split(lma_jax.LMA(channels, rngs=nnx.Rngs(0)))
     x = jax.ShapeDtypeStruct((options.batch, side, side, channels), options.dtype)
-    analysis = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x)).lower(state, x).compile().cost_analysis()
+    with jax.default_device(jax.devices(options.device)[0]):
+        analysis = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x)).lower(state, x).compile().cost_analysis()
     return analysis["bytes accessed"] / (x.size * x.dtype.itemsize)
 
 
@@ -45,10 +46,10 @@ def copy_of(source: torch.Tensor) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=common.count, default=8)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=common.count, default=10)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     lma_layer.keep_freed_memory()
@@ -71,8 +72,7 @@ def main() -> None:
             f"{f'{channels} x {side}':>12}{size / 2**20:8.1f}{gigabytes:11.1f}{row['passes']:8.2f}   {parts}",
             flush=True,
         )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    common.write_json(options, rows=rows)
 
 
 if __name__ == "__main__":

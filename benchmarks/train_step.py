@@ -5,12 +5,10 @@
 
 The step is the trainer's own: uint8 images in, normalised on the device, cross-entropy, SGD with momentum and weight
 decay; PyTorch's does the same, channels_last and with autocast in bfloat16. The variants take turns, in an order drawn
-anew each round, and ratios are taken within a round. It needs jax, flax, optax, torch and numpy alone.
+anew each round, and ratios are taken within a round. It needs jax, flax, optax, torch, numpy and absl alone.
 """
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,23 +16,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both frameworks share a GPU
-
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from jax.sharding import NamedSharding
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 import lma_torch
 from convert.fps import Run, measure
+from lma_jax.registry import problem_with
 from lma_jax.training.metrics import Meter
 from lma_jax.training.objective import Objective
-from lma_jax.training.state import Network, TrainState, build_optimizer, create_state
-from lma_jax.training.step import REPLICATED, SHARDED, data_mesh, is_product, make_train_step, normalize, widened
+from lma_jax.training.state import DATA_AXIS, Network, TrainState, build_optimizer, create_state
+from lma_jax.training.step import REPLICATED, SHARDED, is_product, make_train_step, normalize, widened
 
 CLASSES = 1000
 LMA_OVER_PLAIN = "LMA over plain"
@@ -54,6 +50,11 @@ def random_batch(batch: int, side: int) -> dict[str, np.ndarray]:
     }
 
 
+def one_device(kind: str) -> Mesh:
+    """The first "cpu" or "gpu", as PyTorch takes it too."""
+    return jax.make_mesh((1,), (DATA_AXIS,), devices=jax.devices(kind)[:1], axis_types=(AxisType.Auto,))
+
+
 class JaxStep:
     """The trainer's step, compiled; a call runs it once and waits.
 
@@ -66,7 +67,7 @@ class JaxStep:
         config: Any = SimpleNamespace(
             **RECIPE, model=model, seed=0, dtype=options.dtype, batch_norm="local", ema_decay=0.0
         )
-        mesh = data_mesh()
+        self.mesh = mesh = one_device(options.device)
         optimizer = build_optimizer(config, optax.constant_schedule(0.01))
         self.network, self.state = create_state(config, CLASSES, optimizer, NamedSharding(mesh, REPLICATED))
         step = make_train_step(
@@ -96,7 +97,7 @@ class JaxStep:
 
         A CPU computes in the calling thread as well. So the arrays shrink to one element each.
         """
-        place = NamedSharding(data_mesh(), REPLICATED)
+        place = NamedSharding(self.mesh, REPLICATED)
         hollow = jax.device_put(jax.tree.map(lambda _: np.zeros(1, np.float32), self.state), place)
         names = ("loss", "top1", "top5", "count", "skipped_images")
         step = jax.jit(
@@ -143,7 +144,7 @@ def torch_step(model: str, options: argparse.Namespace, *, compiled: bool) -> Ru
         return torch.nn.functional.cross_entropy(logits.float(), labels)
 
     if compiled:
-        loss_of = torch.compile(loss_of, dynamic=False)
+        loss_of = torch.compile(loss_of, fullgraph=True, dynamic=False)
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -190,14 +191,14 @@ def compare(options: argparse.Namespace, *, say: Callable[[str], object]) -> tup
     models = dict.fromkeys(m for name in options.model.split(",") for m in (name, name.partition("_")[0]))
     names = [f"{model} {mode}" for model in models for mode in options.modes.split(",")]
     timings = measure({name: builder(name) for name in names}, rounds=options.rounds, say=say)
-    done = {timing.variant: np.array(timing.seconds) for timing in timings if not timing.error}
+    done = common.seconds_of(timings)
     steps: dict[str, Any] = {}
     for name, seconds in done.items():
         steps[name] = {"images_per_second": options.batch / float(np.median(seconds))}
         if isinstance(run := built[name], JaxStep):
             steps[name] |= {"host_ms": 1e3 * run.host_seconds(), **run.memory}
     ratios = [
-        {"of": a, "over": b, "shows": shows, "quartiles": np.percentile(done[b] / done[a], (25, 50, 75)).tolist()}
+        {"of": a, "over": b, "shows": shows, "quartiles": common.quartiles(done[b] / done[a])}
         for a, b, shows in compared(list(done))
     ]
     return steps, ratios
@@ -207,11 +208,11 @@ def arguments() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50_lma", help="networks with their hosts, separated by commas")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--batch", type=common.count, default=8)
+    parser.add_argument("--image_size", type=common.count, default=224)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--modes", default="jax,torch")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=common.count, default=10)
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--json", type=Path)
     return parser
@@ -219,7 +220,13 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = arguments().parse_args()
+    if unknown := {*options.modes.split(",")} - {*MODES}:
+        sys.exit(f"error: --modes has no {', '.join(sorted(unknown))!r}; it takes some of {', '.join(MODES)}")
+    for name in options.model.split(","):
+        if problem := problem_with(name):
+            sys.exit(f"error: {problem}")
     torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.recompile_limit = 1 << 10
     steps, ratios = compare(options, say=print)
     for name, row in steps.items():
         print(f"{name:28}{row['images_per_second']:10.1f} images/s", end="")
@@ -230,9 +237,7 @@ def main() -> None:
     for ratio in ratios:
         low, median, high = ratio["quartiles"]
         print(f"{ratio['of']:28}{ratio['shows']:>40}  {median:.3f} ({low:.3f} to {high:.3f})")
-    if options.json:
-        report = {"settings": {**vars(options), "json": None}, "steps": steps, "ratios": ratios}
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    common.write_json(options, steps=steps, ratios=ratios)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def main() -> None:
     if DETERMINISTIC.value:  # read when JAX starts
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 
-    # Tracing makes millions of objects that stay; to look for garbage among them every 700 takes a tenth of the start.
+    # Tracing makes millions of objects that stay: to look for garbage every 700 takes a tenth of the start. Steps make
+    # little of it.
     gc.set_threshold(200_000)
 
     import jax
@@ -49,7 +50,8 @@ def main() -> None:
 
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", str(Path(CACHE.value).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if DISTRIBUTED.value or COORDINATOR.value:
         join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     with ending_together():

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lma_jax.data import transforms
+from lma_jax.data import regions, transforms
 from lma_jax.data.augment import FILL, OPERATIONS, TWO_WAY
 from lma_jax.data.loader import _end_with_parent, eval_batches, train_batches
 from lma_jax.data.regions import decode_region
@@ -196,7 +197,11 @@ def test_any_kind_of_image_is_read_upright_and_in_rgb(kind):
         assert pixels.shape in ((8, 8, 3), (16, 16, 3))
 
 
-@pytest.fixture(params=["decoding crops", "decoding whole images"])
+# The optional decoder's wheels are for Linux.
+needs_decoder = pytest.mark.skipif(sys.platform != "linux", reason="nvImageCodec is for Linux")
+
+
+@pytest.fixture(params=[pytest.param("decoding crops", marks=needs_decoder), "decoding whole images"])
 def decoder(request, monkeypatch) -> str:
     """Both with and without the optional decoder."""
     if request.param == "decoding whole images":
@@ -238,6 +243,7 @@ def test_the_resize_is_pillows_for_any_shape(size):
     assert np.abs(difference).mean() <= 0.02
 
 
+@needs_decoder
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"exif": EXIF_ROTATED}], ids=["plain", "progressive", "EXIF"]
 )
@@ -255,23 +261,40 @@ def test_a_region_is_decoded_as_in_the_whole_image(subsampling, options):
             )
 
 
+@needs_decoder
 @pytest.mark.parametrize("size", [(2, 1), (3, 2), (17, 300), (300, 17)])
 def test_a_region_of_a_small_image_is_decoded_as_in_the_whole(size):
     encoded = encode(photo(size, 0), "jpeg")
     np.testing.assert_array_equal(decode_region(encoded, (0, 0, *size)), decode(encoded))
 
 
+@needs_decoder
 def test_each_thread_decodes_regions_for_itself():
     files = [encode(photo((60 + 7 * number, 90), number), "jpeg") for number in range(8)]
-    expected = [np.asarray(decode(file).crop((3, 5, 60, 80))) for file in files]
+    boxes = [(3, 5 + number, 60 - 4 * number, 80) for number in range(len(files))]
+    expected = [np.asarray(decode(file).crop(box)) for file, box in zip(files, boxes)]
 
     def mistakes(thread: int) -> int:
         numbers = np.random.default_rng(thread).integers(len(files), size=100)
-        regions = ((number, decode_region(files[number], (3, 5, 60, 80))) for number in numbers)
+        regions = ((number, decode_region(files[number], boxes[number])) for number in numbers)
         return sum(not np.array_equal(region, expected[number]) for number, region in regions)
 
     with ThreadPoolExecutor(4) as threads:
         assert sum(threads.map(mistakes, range(4))) == 0
+
+
+@needs_decoder
+def test_an_old_decoder_without_regions_is_left_alone(monkeypatch):
+    from nvidia import nvimgcodec
+
+    monkeypatch.setenv("NVIMGCODEC_EXTENSIONS_PATH", "mine")
+    with monkeypatch.context() as patch:
+        patch.delattr(nvimgcodec, "Region")
+        regions._library.cache_clear()
+        assert decode_region(encode(photo((60, 90), 0), "jpeg"), (3, 5, 40, 60)) is None
+    regions._library.cache_clear()
+    assert decode_region(encode(photo((60, 90), 0), "jpeg"), (3, 5, 40, 60)) is not None
+    assert os.environ["NVIMGCODEC_EXTENSIONS_PATH"] == "mine"
 
 
 @pytest.mark.parametrize("kind", ODD_FILES)

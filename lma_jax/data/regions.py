@@ -52,13 +52,20 @@ def _library() -> Any:
     if package is None or package.origin is None:
         return None
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # what it refuses is decoded otherwise
+    before = os.environ.get("NVIMGCODEC_EXTENSIONS_PATH")
     with tempfile.TemporaryDirectory() as folder:
         for extension in Path(package.origin).parent.glob("extensions/libjpeg_turbo_ext.so*"):
             (Path(folder) / extension.name).symlink_to(extension)
         os.environ["NVIMGCODEC_EXTENSIONS_PATH"] = folder
-        from nvidia import nvimgcodec
-    os.environ.pop("NVIMGCODEC_EXTENSIONS_PATH", None)
-    return nvimgcodec
+        try:
+            from nvidia import nvimgcodec
+        except ImportError:  # its library does not load here
+            nvimgcodec = None
+    if before is None:
+        del os.environ["NVIMGCODEC_EXTENSIONS_PATH"]
+    else:
+        os.environ["NVIMGCODEC_EXTENSIONS_PATH"] = before
+    return nvimgcodec if hasattr(nvimgcodec, "Region") else None  # older ones, of other packages, lack regions
 
 
 class _Threads(threading.local):

@@ -194,10 +194,10 @@ class Run:
             profiler.before(self.step + 1)
             self.state, metrics = self.train_step(self.state, batch)
             self.step += 1
+            if self.step == 1:  # drawn while the devices compute
+                self.reporter.examples(batch["image"].addressable_data(0))
             self.meter.add(self.step, metrics)
             self.reporter.step(self.step, self.meter, waited=batches.seconds)
-            if self.step == 1:  # accelerators compute meanwhile
-                self.reporter.examples(batch["image"].addressable_data(0))
             self.reporter.say(profiler.after(self.step, metrics))
             self.stop.check()
             if self.step in trainer.eval_steps:
