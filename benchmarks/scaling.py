@@ -508,8 +508,8 @@ def main() -> None:
         kind = dict(action="store_true") if item.type is bool else dict(type=item.type)
         parser.add_argument(f"--{item.name}", default=item.default, help=item.metadata["meaning"], **kind)
     options = parser.parse_args()
-    if min(*options.gpus, *options.devices) < 1:
-        parser.error("--gpus and --devices start at 1")
+    if min(options.gpus) < 1 or min(options.devices) < 2:
+        parser.error("--gpus starts at 1, and --devices at 2: one device has no collectives")
     if options.join:
         coordinator, output, rank = options.join
         time_all_reduce(options.model, int(rank), coordinator, Path(output))
@@ -523,6 +523,11 @@ def main() -> None:
         loopback(options.model)
     else:
         assumptions = Assumptions(**{item.name: getattr(options, item.name) for item in fields(Assumptions)})
+        # These may be none at all; the others divide.
+        positive = {*asdict(assumptions)} - {"sync_layers", "statistics_bytes", "metric_bytes", "hop_latency"}
+        positive -= {"data_workers", "local_copy"}
+        if wrong := [f"--{name}" for name in sorted(positive) if not getattr(assumptions, name) > 0]:
+            parser.error(f"{', '.join(wrong)} must be above 0")
         predictions = [predict(assumptions, gpus) for gpus in options.gpus]
         tables = (
             assumption_table(assumptions),
