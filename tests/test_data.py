@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -281,6 +282,23 @@ def test_each_thread_decodes_regions_for_itself():
 
     with ThreadPoolExecutor(4) as threads:
         assert sum(threads.map(mistakes, range(4))) == 0
+
+
+@needs_decoder
+def test_threads_that_start_together_find_the_same_decoder(monkeypatch):
+    monkeypatch.delenv("NVIMGCODEC_EXTENSIONS_PATH", raising=False)
+    encoded, start = encode(photo((60, 90), 0), "jpeg"), threading.Barrier(8)
+
+    def part(thread: int) -> np.ndarray:
+        start.wait()
+        return decode_region(encoded, (3, 5, 40, 60)).copy()
+
+    for _ in range(20):
+        regions._library.cache_clear()
+        with ThreadPoolExecutor(8) as threads:
+            parts = list(threads.map(part, range(8)))
+        assert all(np.array_equal(other, parts[0]) for other in parts)
+    assert "NVIMGCODEC_EXTENSIONS_PATH" not in os.environ
 
 
 @needs_decoder

@@ -8,6 +8,8 @@ import importlib.util
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,10 @@ def decode_region(encoded: bytes, box: tuple[int, int, int, int]) -> np.ndarray 
     return np.asarray(image.cpu())
 
 
+# Threads that ask at the same time would undo each other's environment.
+_loading = threading.Lock()
+
+
 @functools.cache
 def _library() -> Any:
     """nvImageCodec with libjpeg-turbo as its only extension: the others look for CUDA's libraries and complain."""
@@ -52,20 +58,27 @@ def _library() -> Any:
     if package is None or package.origin is None:
         return None
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # what it refuses is decoded otherwise
-    before = os.environ.get("NVIMGCODEC_EXTENSIONS_PATH")
-    with tempfile.TemporaryDirectory() as folder:
+    with _loading, tempfile.TemporaryDirectory() as folder, _environment("NVIMGCODEC_EXTENSIONS_PATH", folder):
         for extension in Path(package.origin).parent.glob("extensions/libjpeg_turbo_ext.so*"):
             (Path(folder) / extension.name).symlink_to(extension)
-        os.environ["NVIMGCODEC_EXTENSIONS_PATH"] = folder
         try:
             from nvidia import nvimgcodec
         except ImportError:  # its library does not load here
-            nvimgcodec = None
-    if before is None:
-        del os.environ["NVIMGCODEC_EXTENSIONS_PATH"]
-    else:
-        os.environ["NVIMGCODEC_EXTENSIONS_PATH"] = before
+            return None
     return nvimgcodec if hasattr(nvimgcodec, "Region") else None  # older ones, of other packages, lack regions
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 class _Threads(threading.local):
