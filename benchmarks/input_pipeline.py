@@ -112,7 +112,7 @@ def load_seconds(files: list[bytes]) -> float:
     """CPU time of the whole loader with one thread, which works on the next batch whenever one is taken."""
     with contextlib.closing(batches_of(files, threads=1, workers=0)) as batches:
         next(batches)
-        count = max(1, len(files) // BATCH_SIZE)
+        count = len(files) // BATCH_SIZE
         seconds = cpu_seconds(lambda: [next(batches)["label"] for _ in range(count)]) / (count * BATCH_SIZE)
     time.sleep(0.3)  # until the batch that it works on is done
     return seconds
@@ -216,7 +216,7 @@ def prediction(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=96, help="at least 32, a batch of the loader")
+    parser.add_argument("--images", type=int, default=96, help=f"at least {BATCH_SIZE}, a batch of the loader")
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--json", type=Path, default=None, help="file for all figures")
     options = parser.parse_args()
@@ -225,8 +225,8 @@ def main() -> None:
         files = [path.read_bytes() for path in paths[: options.images]]
     else:
         files = draw_jpegs(options.images)
-    if len(files) < 32:
-        parser.error(f"a batch of the loader takes 32 JPEGs, these are {len(files)}")
+    if len(files) < BATCH_SIZE:
+        parser.error(f"a batch of the loader takes {BATCH_SIZE} JPEGs, these are {len(files)}")
     size = float(np.mean([len(file) for file in files]) / 1e3)
     fast = decode_region(files[0], (0, 0, 2, 1)) is not None
     print(f"{len(files)} files of {size:.0f} KB; nvImageCodec is {'' if fast else 'not '}installed")

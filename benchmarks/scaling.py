@@ -334,18 +334,17 @@ def compiled_step(model: str, devices: int, *, batch_norm: str = "local") -> tup
     """
     import jax
     import optax
-    from jax.sharding import AxisType, NamedSharding
+    from jax.sharding import NamedSharding
 
     from configs import common
     from lma_jax.data.transforms import preprocessing_from
     from lma_jax.training.objective import objective_from
-    from lma_jax.training.state import DATA_AXIS, build_optimizer, create_state
-    from lma_jax.training.step import REPLICATED, SHARDED, make_train_step
+    from lma_jax.training.state import build_optimizer, create_state
+    from lma_jax.training.step import REPLICATED, SHARDED, data_mesh, make_train_step
 
     config, classes, side = common.get_config(), 1000, 32
     config.update(model=model, batch_norm=batch_norm, image_size=side, batch_size=4 * devices)
-    types = dict(axis_types=(AxisType.Auto,))
-    mesh = jax.make_mesh((devices,), (DATA_AXIS,), devices=jax.devices()[:devices], **types)
+    mesh = data_mesh(jax.devices()[:devices])
     optimizer = build_optimizer(config, optax.constant_schedule(config.learning_rate))
     network, state = create_state(config, classes, optimizer, NamedSharding(mesh, REPLICATED))
     step = make_train_step(

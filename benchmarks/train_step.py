@@ -22,15 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 import lma_torch
 from convert.fps import Run, measure
 from lma_jax.registry import problem_with
 from lma_jax.training.metrics import Meter
 from lma_jax.training.objective import Objective
-from lma_jax.training.state import DATA_AXIS, Network, TrainState, build_optimizer, create_state
-from lma_jax.training.step import REPLICATED, SHARDED, is_product, make_train_step, normalize, widened
+from lma_jax.training.state import Network, TrainState, build_optimizer, create_state
+from lma_jax.training.step import REPLICATED, SHARDED, data_mesh, is_product, make_train_step, normalize, widened
 
 CLASSES = 1000
 LMA_OVER_PLAIN = "LMA over plain"
@@ -50,11 +50,6 @@ def random_batch(batch: int, side: int) -> dict[str, np.ndarray]:
     }
 
 
-def one_device(kind: str) -> Mesh:
-    """The first "cpu" or "gpu", as PyTorch takes it too."""
-    return jax.make_mesh((1,), (DATA_AXIS,), devices=jax.devices(kind)[:1], axis_types=(AxisType.Auto,))
-
-
 class JaxStep:
     """The trainer's step, compiled; a call runs it once and waits.
 
@@ -67,7 +62,7 @@ class JaxStep:
         config: Any = SimpleNamespace(
             **RECIPE, model=model, seed=0, dtype=options.dtype, batch_norm="local", ema_decay=0.0
         )
-        self.mesh = mesh = one_device(options.device)
+        self.mesh = mesh = data_mesh(jax.devices(options.device)[:1])  # one, as PyTorch's
         optimizer = build_optimizer(config, optax.constant_schedule(0.01))
         self.network, self.state = create_state(config, CLASSES, optimizer, NamedSharding(mesh, REPLICATED))
         step = make_train_step(
@@ -199,7 +194,7 @@ def compare(options: argparse.Namespace, *, say: Callable[[str], object]) -> tup
             steps[name] |= {"host_ms": 1e3 * run.host_seconds(), **run.memory}
     ratios = [
         {"of": a, "over": b, "shows": shows, "quartiles": common.quartiles(done[b] / done[a])}
-        for a, b, shows in compared(list(done))
+        for a, b, shows in compared(names)
     ]
     return steps, ratios
 

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 import lma_jax.layers
@@ -17,7 +17,7 @@ from lma_jax.training import report
 from lma_jax.training.objective import objective_from
 from lma_jax.training.schedule import Clock, learning_rate_schedule
 from lma_jax.training.state import build_optimizer, create_state
-from lma_jax.training.step import REPLICATED, SHARDED, make_eval_step, make_train_step
+from lma_jax.training.step import REPLICATED, SHARDED, data_mesh, make_eval_step, make_train_step
 
 PREPROCESSING = Preprocessing(image_size=16, resize_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 CLASSES = 10
@@ -61,7 +61,7 @@ class Trial:
         config = recipe(**values)
         self.config = config
         self.optimizer = build_optimizer(config, learning_rate_schedule(config, Clock(32, config.batch_size)))
-        self.mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+        self.mesh = data_mesh(jax.devices()[:devices])
         self.network, self.state = create_state(config, CLASSES, self.optimizer, NamedSharding(self.mesh, REPLICATED))
         self.objective = objective_from(config, num_classes=CLASSES)
         self.train_step = make_train_step(

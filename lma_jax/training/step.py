@@ -1,5 +1,6 @@
 """The training and the evaluation step, each one jitted program over a mesh with the axis "data"."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,10 @@ SHARDED = PartitionSpec(DATA_AXIS)
 REPLICATED = PartitionSpec()
 
 
-def data_mesh() -> Mesh:
-    """All devices of all processes on one axis."""
-    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Some devices on one axis; by default all, of all processes."""
+    count = jax.device_count() if devices is None else len(devices)
+    return jax.make_mesh((count,), (DATA_AXIS,), devices=devices, axis_types=(AxisType.Auto,))
 
 
 def normalize(images: jax.Array, preprocessing: "Preprocessing") -> jax.Array:
