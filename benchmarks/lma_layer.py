@@ -10,7 +10,6 @@ not move; a GPU has only the wall's. It needs jax, flax, torch, numpy and absl a
 """
 
 import argparse
-import ctypes
 import time
 import timeit
 from collections.abc import Callable
@@ -38,17 +37,6 @@ TARGETS = {
     "torch channels_last / same": ("textbook channels_last", 2.5, 2.0),
     "jax": ("textbook", 6.0, 3.0),
 }
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep the maps that are freed, as allocators for training do.
-
-    Else the kernel clears the pages of large maps anew in each call, which takes longer than the layer.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 class Textbook(nn.Module):
@@ -135,7 +123,6 @@ def timed(calls: dict[str, Callable[[], object]], rounds: int, clock: Callable[[
 
 def speedups(channels: int, side: int, with_backward: bool, options: argparse.Namespace) -> dict[str, list[float]]:
     """Quartiles of the textbook form's seconds over those of each variant in TARGETS."""
-    keep_freed_memory()
     calls = {name: pair[with_backward] for name, pair in variants(channels, side, options).items()}
     on_cpu = (options.clock, options.device) == ("cpu", "cpu")
     seconds = timed(calls, options.rounds, time.process_time if on_cpu else time.perf_counter)

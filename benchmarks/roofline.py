@@ -52,7 +52,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=common.count, default=10)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    lma_layer.keep_freed_memory()
     rows = []
     print(f"{'map':>12}{'MiB':>8}{'copy GB/s':>11}{'passes':>8}   speed in parts of the floor's")
     for channels, side in lma_layer.SHAPES:

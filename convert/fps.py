@@ -9,6 +9,7 @@ same variant, ends when its result is there, and contains no compilation. Weight
 is what each framework makes of it by default (on recent GPUs, convolutions in TF32).
 """
 
+import ctypes
 import itertools
 import json
 import os
@@ -119,12 +120,15 @@ def measure(
 ) -> list[Timing]:
     """Times variants in turns. One that fails is reported as failed, and the others go on.
 
+    From then on the process keeps the memory that it frees.
+
     Args:
         variants: for each, what builds it: the function that it returns runs one batch and waits for the result.
         rounds: number of timed batches of each.
         clock: tells the time in seconds.
         say: takes a line about each variant once it is built.
     """
+    _keep_freed_memory()
     timings = {variant: Timing(variant) for variant in variants}
     runs: dict[Variant, Run] = {}
 
@@ -232,6 +236,18 @@ def build(variant: Variant, size: int, device: str) -> Run:
     kind = dict(device="cuda" if device == "gpu" else "cpu", dtype=getattr(torch, variant.dtype))
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(**kind)
     return torch_run(lma_torch.create_model(variant.model).to(**kind), images, variant.mode)
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep the maps that are freed, as allocators for networks do.
+
+    Else the kernel clears the pages of large maps anew in each call: one map more in a network may then cost more
+    than the layer that makes it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def _seconds(run: Run, clock: Callable[[], float]) -> float:
