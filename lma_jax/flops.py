@@ -10,7 +10,6 @@ import jax
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from lma_jax.layers import Conv
 from lma_jax.lma import LMA
 
 
@@ -30,8 +29,8 @@ def macs_by_layer(model: nnx.Module, *inputs: Any) -> dict[str, int]:
     """Multiply-accumulates of every layer in a call in evaluation mode, by its dotted path ("" is the network itself).
 
     Counted as in `count_macs`, hence without biases, and for the innermost layer in whose call they stand; layers
-    without any are left out. LMA counts as published, its correlations being convolutions, and `Conv` counts its
-    whole kernel on a map of one pixel too: so `lma_torch.flops.macs_by_layer` gives the same.
+    without any are left out. LMA counts as published, its correlations being convolutions, and hosts' convolutions
+    count their whole kernel on a map of one pixel too: so `lma_torch.flops.macs_by_layer` gives the same.
 
     Args:
         model: any network, with values or with shapes (nnx.eval_shape) in its variables; it is left as it is.
@@ -65,8 +64,14 @@ def _lma_as_published(layer: LMA, x: jax.Array) -> jax.Array:
     return x * gate_w[..., None, :, :] * gate_h[..., :, None, :]
 
 
+def _conv_as_published(layer: nnx.Conv, x: jax.Array) -> jax.Array:
+    """The whole convolution, also where a host computes it in a shorter form."""
+    layer.conv_general_dilated = jax.lax.conv_general_dilated
+    return nnx.Conv.__call__(layer, x)
+
+
 # What is traced in place of a layer's own call.
-COUNTED_AS: dict[type, Callable[..., Any]] = {LMA: _lma_as_published, Conv: nnx.Conv.__call__}
+COUNTED_AS: dict[type, Callable[..., Any]] = {LMA: _lma_as_published, nnx.Conv: _conv_as_published}
 
 
 @cache

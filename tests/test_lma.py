@@ -164,6 +164,23 @@ def test_torch_computes_the_same_without_gradients_and_leaves_its_input(memory_f
     torch.testing.assert_close(x, given, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("height", [1, 7, 11, 12])
+def test_torch_computes_the_same_when_compiled(height, memory_format, dynamic):
+    layer = lma_torch.LMA(40, dtype=torch.float64)
+    torch._dynamo.reset()  # of what other tests compiled
+    # Everything up to the generation of code, which takes long.
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    x = torch.from_numpy(normal(2, 40, height, 5)).to(memory_format=memory_format).requires_grad_()
+    inputs = [x, *layer.parameters()]
+    output, expected = compiled(x), layer(x)
+    assert relative_error(output, expected) < 1e-12
+    gradients = (torch.autograd.grad(y.square().sum(), inputs) for y in (output, expected))
+    for gradient, other in zip(*gradients):
+        assert relative_error(gradient, other) < 1e-12
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_torch_gradients_are_those_of_finite_differences(memory_format):
     layer = lma_torch.LMA(30, dtype=torch.float64)
