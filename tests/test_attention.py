@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
+    all_but_slow,
     golden_weights,
     host_options,
     jax_shapes,
@@ -129,9 +130,7 @@ def test_a_module_and_its_gradients_are_the_same_in_both_frameworks(name, shape,
 
 
 @pytest.mark.usefixtures("x64", "compile_each_layer_once")
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PAIRS]
-)
+@pytest.mark.parametrize("name", all_but_slow(FAST, PAIRS))
 def test_every_pair_computes_the_same_logits_in_both_frameworks(name):
     options = dict(num_classes=7, **host_options(name))
     torch_model = torch_shapes(name, dtype=torch.float64, **options)

@@ -65,6 +65,7 @@ def test_ratios_pair_each_network_with_its_host_and_each_mode_with_its_own():
     }
 
 
+@pytest.mark.slow
 def test_a_comparison_gives_every_ratio_of_the_step():
     command = "--model resnet18_lma --batch 2 --image_size 64 --rounds 1 --modes jax,torch"
     steps, ratios = train_step.compare(train_step.arguments().parse_args(command.split()), say=lambda _: None)

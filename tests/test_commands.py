@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import lma_torch
 from lma_jax.errors import UserError
 from lma_jax.training.trainer import Trainer
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*_lma*.py"))
 
 
@@ -80,9 +82,10 @@ def test_an_export_loads_in_pytorch_with_its_metadata_and_is_proved_equal(workdi
     assert metadata["checkpoint"] == str(workdir)
     assert metadata["verified"]["float64"]["equal"] == metadata["verified"]["float64"]["layers"] == 65
     assert metadata["preprocessing"] == dict(image_size=8, resize_size=8, mean=[0.5] * 3, std=[0.5] * 3)
-    output = run("convert.verify", f"--checkpoint={workdir}", f"--weights={path}")
-    assert "float64  64 of 64 layers are equal\n" in output
-    assert "float32  64 of 64 layers are equal\n" in output
+    if suffix == "safetensors":  # the next test verifies the other
+        output = run("convert.verify", f"--checkpoint={workdir}", f"--weights={path}")
+        assert "float64  64 of 64 layers are equal\n" in output
+        assert "float32  64 of 64 layers are equal\n" in output
 
 
 def test_verification_fails_where_one_weight_differs(workdir, tmp_path):
@@ -145,17 +148,16 @@ def test_a_value_that_is_not_allowed_is_named_with_what_is(values, expected, tmp
     ("arguments", "expected"),
     [
         ([], "no recipe given: add --config=configs/<name>.py"),
-        (["--config=configs/digit.py"], "configs/digit.py does not exist, did you mean configs/digits.py?"),
         (["--config=configs/digit.py", "--config.epochs=1"], "did you mean configs/digits.py?"),
-        (["--config=README.md"], "README.md is no config"),
+        slow(["--config=README.md"], "README.md is no config"),
         ([TINY[0], "--config.batch_sise=3"], "no key 'batch_sise', did you mean 'batch_size'?"),
-        ([TINY[0], "--config.optimizer.rate=3"], "no key 'optimizer.rate'"),
+        slow([TINY[0], "--config.optimizer.rate=3"], "no key 'optimizer.rate'"),
         ([TINY[0], "--config.batch_size=2.5"], "--config.batch_size=2.5"),
-        ([TINY[0], "--config.learning_rate=nan"], "config.learning_rate=nan is not allowed"),
-        ([TINY[0], "--config.mean=a,b,c"], "config.mean="),
-        ([TINY[0], "--num_processes=2"], "needs --coordinator and --process_id as well"),
+        slow([TINY[0], "--config.learning_rate=nan"], "config.learning_rate=nan is not allowed"),
+        slow([TINY[0], "--config.mean=a,b,c"], "config.mean="),
+        slow([TINY[0], "--num_processes=2"], "needs --coordinator and --process_id as well"),
         ([TINY[0], "--distributed"], "cannot join the other processes"),
-        ([TINY[0], "--wordkir=x"], "wordkir"),
+        slow([TINY[0], "--wordkir=x"], "wordkir"),
         ([TINY[0], "epochs=3"], "unexpected argument 'epochs=3'"),
     ],
 )
@@ -189,18 +191,17 @@ def test_training_refuses_the_checkpoints_of_another_network(copy):
 
 
 COMMANDS = [
-    ("lma_jax.evaluate", []),
-    ("convert.to_torch", ["--output={folder}/out.pth"]),
-    ("convert.verify", ["--weights={folder}/weights.pth"]),
+    ("lma_jax.evaluate", "missing", []),
+    ("convert.to_torch", ".", ["--output={folder}/out.pth"]),
+    ("convert.verify", "missing", ["--weights={folder}/weights.pth"]),
 ]
 
 
-@pytest.mark.parametrize(("module", "options"), COMMANDS)
-def test_a_folder_without_checkpoints_is_refused(module, options, tmp_path):
+@pytest.mark.parametrize(("module", "folder", "options"), COMMANDS)
+def test_a_folder_without_checkpoints_is_refused(module, folder, options, tmp_path):
     torch.save({"fc.bias": torch.zeros(3)}, tmp_path / "weights.pth")
     options = [option.format(folder=tmp_path) for option in options]
-    for folder in (tmp_path / "missing", tmp_path):
-        assert "holds no checkpoint" in fail(module, f"--checkpoint={folder}", *options)
+    assert "holds no checkpoint" in fail(module, f"--checkpoint={tmp_path / folder}", *options)
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
 
 
@@ -221,9 +222,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(copy):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("missing.pth", None, "does not exist"),
-        ("weights.txt", b"", "must end in .safetensors or .pth"),
-        ("damaged.pth", b"PK\x03\x04 not really a zip", "cannot read"),
+        slow("missing.pth", None, "does not exist"),
+        slow("weights.txt", b"", "must end in .safetensors or .pth"),
+        slow("damaged.pth", b"PK\x03\x04 not really a zip", "cannot read"),
         ("damaged.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cannot read"),
     ],
 )
@@ -247,7 +248,7 @@ def test_an_export_that_cannot_be_written_leaves_nothing_behind(workdir, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("options", [[], ["--model=resnet18", "--checkpoint=x"], ["--checkpoint=x"]])
+@pytest.mark.parametrize("options", [slow([]), slow(["--model=resnet18", "--checkpoint=x"]), ["--checkpoint=x"]])
 def test_verification_asks_for_one_of_its_two_forms(options):
     assert "give either --model, or --checkpoint and --weights" in fail("convert.verify", *options)
 
@@ -264,11 +265,11 @@ def test_every_recipe_names_its_command():
     ("module", "options"),
     [
         ("lma_jax.train", ["--config", "--workdir", "--coordinator"]),
-        ("lma_jax.data.prepare", ["--archives", "--folder"]),
-        ("lma_jax.gradcam", ["--checkpoint", "--image", "--gates"]),
-        ("convert.to_jax", ["--weights", "--model"]),
-        ("lma_jax.evaluate", ["--checkpoint", "--data"]),
-        ("convert.to_torch", ["--checkpoint", "--output"]),
+        slow("lma_jax.data.prepare", ["--archives", "--folder"]),
+        slow("lma_jax.gradcam", ["--checkpoint", "--image", "--gates"]),
+        slow("convert.to_jax", ["--weights", "--model"]),
+        slow("lma_jax.evaluate", ["--checkpoint", "--data"]),
+        slow("convert.to_torch", ["--checkpoint", "--output"]),
         ("convert.verify", ["--model", "--weights"]),
     ],
 )

@@ -3,7 +3,16 @@
 import jax.numpy as jnp
 import pytest
 import torch
-from conftest import host_options, jax_shapes, normal, relative_error, to_nhwc, torch_shapes, well_conditioned_weights
+from conftest import (
+    all_but_slow,
+    host_options,
+    jax_shapes,
+    normal,
+    relative_error,
+    to_nhwc,
+    torch_shapes,
+    well_conditioned_weights,
+)
 from flax import nnx
 
 import convert
@@ -18,7 +27,7 @@ NAMES = ["resnet18_lma", "resnet50_cbam", "mobilenetv2_lma", "resnet18_bam", "re
 pytestmark = pytest.mark.usefixtures("x64", "compile_each_layer_once")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", all_but_slow(["resnet18_lma", "resnet18_bam", "mobilenetv2_simam"], NAMES))
 def test_a_folded_network_is_the_same_function_in_both_frameworks(name):
     options = {**OPTIONS, **host_options(name)}
     torch_model = torch_shapes(name, dtype=torch.float64, **options)

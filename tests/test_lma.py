@@ -164,10 +164,16 @@ def test_torch_computes_the_same_without_gradients_and_leaves_its_input(memory_f
     torch.testing.assert_close(x, given, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("height", [1, 7, 11, 12])
-def test_torch_computes_the_same_when_compiled(height, memory_format, dynamic):
+@pytest.mark.parametrize(
+    ("memory_format", "height", "dynamic"),
+    [
+        (torch.contiguous_format, 12, False),
+        (torch.channels_last, 1, False),
+        (torch.channels_last, 11, False),
+        (torch.channels_last, 12, True),
+    ],
+)
+def test_torch_computes_the_same_when_compiled(memory_format, height, dynamic):
     layer = lma_torch.LMA(40, dtype=torch.float64)
     torch._dynamo.reset()  # of what other tests compiled
     # Everything up to the generation of code, which takes long.

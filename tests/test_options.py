@@ -9,7 +9,7 @@ import optax
 import pytest
 import tiny
 import torch
-from conftest import relative_error
+from conftest import all_but_slow, relative_error
 from tiny import CLASSES, PREPROCESSING, Trial, assert_close, batch
 from torch_tiny import TorchTiny
 
@@ -114,7 +114,10 @@ def test_binary_cross_entropy_is_pytorchs():
     assert_same_weights(run, reference.model)
 
 
-@pytest.mark.parametrize("options", [dict(mixup=0.4), dict(cutmix=1.0), dict(mixup=0.4, cutmix=1.0)])
+MIXES = [dict(mixup=0.4), dict(cutmix=1.0), dict(mixup=0.4, cutmix=1.0)]
+
+
+@pytest.mark.parametrize("options", all_but_slow(MIXES[2:], MIXES))
 def test_mixed_targets_train_as_pytorchs_probabilities(options):
     """The mixed images and targets, seen through the objective, in PyTorch's loop."""
     run = trial(label_smoothing=0.1, **options)

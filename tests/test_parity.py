@@ -9,7 +9,16 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import host_options, jax_shapes, normal, relative_error, to_nhwc, torch_shapes, well_conditioned_weights
+from conftest import (
+    all_but_slow,
+    host_options,
+    jax_shapes,
+    normal,
+    relative_error,
+    to_nhwc,
+    torch_shapes,
+    well_conditioned_weights,
+)
 from jax.extend.core import jaxpr_as_fun
 
 import convert
@@ -145,17 +154,10 @@ def errors(name):
 
 
 HOSTS = [name for name in lma_jax.list_models() if "_" not in name]
-# The others are these with more blocks, or without attention.
-FAST = ("resnet18", "resnet18_lma", "resnet50_lma", "mobilenetv2_lma")
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-        for host in HOSTS
-        for name in (host, f"{host}_lma")
-    ],
+    "name", all_but_slow(["resnet18_lma"], [name for host in HOSTS for name in (host, f"{host}_lma")])
 )
 def test_the_frameworks_train_the_same_network(name):
     found = errors(name)

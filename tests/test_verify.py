@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import golden_weights, jax_shapes, torch_shapes
+from conftest import all_but_slow, golden_weights, jax_shapes, torch_shapes
 
 import convert
 from convert.comparison import compare, report
@@ -19,7 +19,7 @@ def twins(name):
     return convert.to_jax(weights, jax_shapes(name, num_classes=5)), torch_model
 
 
-@pytest.fixture(scope="module", params=["resnet18_lma", "mobilenetv2_lma"])
+@pytest.fixture(scope="module", params=all_but_slow(["resnet18_lma"], ["resnet18_lma", "mobilenetv2_lma"]))
 def pair(request):
     return twins(request.param)
 
