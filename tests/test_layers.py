@@ -1,4 +1,4 @@
-"""The convolution of the hosts against PyTorch's, where it takes another form: on maps of one pixel, and depthwise."""
+"""The convolution of the hosts against PyTorch's, where it takes another form: one pixel, 1x1 kernels, depthwise."""
 
 import itertools
 
@@ -53,8 +53,9 @@ def test_a_depthwise_convolution_of_bfloat16_is_summed_in_float32():
     assert y[0, 1, 1].tolist() == [1 + 8 / 256] * 4
 
 
-def test_a_depthwise_convolution_stays_one_on_other_platforms():
-    graphdef, state = nnx.split(jax_layers.conv(4, 4, 3, groups=4, rngs=nnx.Rngs(0)))
+@pytest.mark.parametrize("options", [dict(kernel_size=3, groups=4), dict(kernel_size=1)], ids=str)
+def test_a_convolution_stays_one_on_other_platforms(options):
+    graphdef, state = nnx.split(jax_layers.conv(4, 4, **options, rngs=nnx.Rngs(0)))
     forward = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
     x = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
     has_convolution = {
