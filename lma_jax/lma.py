@@ -33,6 +33,24 @@ def correlate_channels(x: jax.Array, taps: jax.Array, *, axis: int) -> jax.Array
     return jnp.asarray(sum(taps[k] * shifted[k] for k in range(taps.size)))
 
 
+@jax.custom_jvp
+def gate(x: jax.Array, logits_h: jax.Array, logits_w: jax.Array) -> jax.Array:
+    """x * sigmoid(logits_h) * sigmoid(logits_w), the gates multiplied first: they are the only product that broadcasts.
+
+    Its derivative is written with that of a logarithm, (log sigmoid)' = 1 - sigmoid. So the backward pass sums one
+    map along both axes, where the product rule would have XLA write a broadcast map of each gate.
+    """
+    return jax.nn.sigmoid(logits_h) * jax.nn.sigmoid(logits_w) * x
+
+
+@gate.defjvp
+def _gate_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    (x, *logits), (dx, *dlogits) = primals, tangents
+    gate_h, gate_w = map(jax.nn.sigmoid, logits)
+    y = gate_h * gate_w * x
+    return y, gate_h * gate_w * dx + y * ((1 - gate_h) * dlogits[0] + (1 - gate_w) * dlogits[1])
+
+
 class LMA(nnx.Module):
     """Lightweight mixed-domain attention for feature maps of shape (..., H, W, C).
 
@@ -78,11 +96,15 @@ class LMA(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., H, W, C) to the same shape."""
-        gate_h, gate_w = self.gates(x)
-        return gate_h * gate_w * x.astype(gate_h.dtype)
+        logits_h, logits_w = self._logits(x)
+        return gate(x.astype(logits_h.dtype), logits_h, logits_w)
 
     def gates(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The gates (..., H, 1, C) and (..., 1, W, C) that scale `x`, each value between 0 and 1."""
+        logits_h, logits_w = self._logits(x)
+        return jax.nn.sigmoid(logits_h), jax.nn.sigmoid(logits_w)
+
+    def _logits(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         if x.ndim < 3 or x.shape[-1] != self.channels or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"LMA({self.channels}) takes floating-point inputs of shape (..., H, W, {self.channels}), "
@@ -94,6 +116,6 @@ class LMA(nnx.Module):
         taps_w = self.conv_w.kernel[...].reshape(-1).astype(x.dtype)
         profile_h = x.mean(width, keepdims=True)
         profile_w = x.mean(height, keepdims=True)
-        gate_h = jax.nn.sigmoid(correlate_channels(profile_h, taps_h, axis=channel))
-        gate_w = jax.nn.sigmoid(correlate_channels(profile_w, taps_w, axis=channel))
-        return gate_h, gate_w
+        logits_h = correlate_channels(profile_h, taps_h, axis=channel)
+        logits_w = correlate_channels(profile_w, taps_w, axis=channel)
+        return logits_h, logits_w

@@ -45,7 +45,8 @@ def test_rematerialisation_changes_what_is_kept_not_what_is_computed():
     assert_close(remat.state.params, plain.state.params, 1e-12)
     assert_close(remat.state.batch_stats, plain.state.batch_stats, 1e-12)
     texts = [str(jax.make_jaxpr(trial.train_step)(trial.state, trial.place(batch(2)))) for trial in (plain, remat)]
-    assert ["remat" in text or "checkpoint[" in text for text in texts] == [False, True]
+    plain_marks, remat_marks = (text.count("checkpoint[") + text.count("remat") for text in texts)
+    assert plain_marks < remat_marks  # convolutions have marks of their own
 
 
 def test_every_replica_holds_the_same_state():
