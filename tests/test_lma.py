@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import golden_weights, normal, relative_error, to_nchw, to_nhwc
 from flax import nnx
+from jax.test_util import check_grads
 
 import convert
 import lma_jax
@@ -185,6 +186,15 @@ def test_torch_computes_the_same_when_compiled(memory_format, height, dynamic):
     gradients = (torch.autograd.grad(y.square().sum(), inputs) for y in (output, expected))
     for gradient, other in zip(*gradients):
         assert relative_error(gradient, other) < 1e-12
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_jax_derivatives_are_those_of_finite_differences(x64, order):
+    """Forward and backward, since the layer's derivative is written by hand."""
+    layer, _ = twins(30, kernel_size=3)
+    graphdef, state = nnx.split(layer)
+    x = to_nhwc(normal(1, 30, 3, 2))
+    check_grads(jax.jit(lambda state, x: nnx.merge(graphdef, state)(x)), (state, x), order=order)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
