@@ -45,11 +45,12 @@ def convolve(
         groups = feature_group_count
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, feature_group_count=groups, **options)
 
-    on_cpu = convolution
     if kernel.shape[:2] == (1, 1) and feature_group_count == 1:
         on_cpu = partial(convolve_pointwise, strides=strides)
     elif 1 < feature_group_count == x.shape[-1] == kernel.shape[-1]:
         on_cpu = partial(convolve_depthwise, strides=strides)
+    else:
+        return convolution(x, kernel)
     # Checkpointed, the backward pass keeps what that of a convolution keeps: no slices of the map.
     return jax.lax.platform_dependent(x, kernel, cpu=jax.checkpoint(on_cpu), default=convolution)
 
