@@ -1,6 +1,6 @@
 """Measures what feeding images costs: CPU time an image against a plain decode of the same bytes, and its scaling.
 
-    python benchmarks/input_pipeline.py [--images 96] [--folder <folder of JPEGs>] [--json <file>]
+    python benchmarks/input_pipeline.py [--images 192] [--folder <folder of JPEGs>] [--json <file>]
 
 Without --folder it draws JPEGs of ImageNet's typical size (500 x 375, about 110 KB). Each figure is a ratio of CPU
 times taken in turns within one process, since the clock of a shared machine cannot be compared with another's.
@@ -216,7 +216,7 @@ def prediction(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=96, help=f"at least {BATCH_SIZE}, a batch of the loader")
+    parser.add_argument("--images", type=int, default=192, help=f"at least {BATCH_SIZE}, a batch of the loader")
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--json", type=Path, default=None, help="file for all figures")
     options = parser.parse_args()

@@ -66,7 +66,7 @@ def onnx_program(model: torch.nn.Module, images: np.ndarray, metadata: Metadata,
         import onnxruntime
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install 'lma[onnx]'") from error
+        raise UserError(f"ONNX needs {error.name}: pip install onnx onnxruntime onnxscript") from error
     exported = _exported(model, images, fold=fold)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own, about itself and about torchvision's absence

@@ -31,7 +31,9 @@ class ReLU6(nnx.Module):
 def convolve(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Any, *, feature_group_count: int, **options: Any
 ) -> jax.Array:
-    """jax.lax.conv_general_dilated of a kernel (k, k, ...) padded by k // 2, in the forms that XLA computes fast.
+    """jax.lax.conv_general_dilated of (N, H, W, C) in the forms that XLA computes fast.
+
+    The kernel (k, k, C / groups, C') has an odd k, padding of k // 2 and no dilation.
 
     A map of one pixel, in which small images end, meets only the centre of the kernel; XLA would multiply with the
     padding, at 9 times the cost for a 3x3 kernel. On CPUs, XLA's convolution takes twice as long as a matrix product

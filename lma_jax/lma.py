@@ -35,7 +35,9 @@ def correlate_channels(x: jax.Array, taps: jax.Array, *, axis: int) -> jax.Array
 
 @jax.custom_jvp
 def gate(x: jax.Array, logits_h: jax.Array, logits_w: jax.Array) -> jax.Array:
-    """x * sigmoid(logits_h) * sigmoid(logits_w), the gates multiplied first: they are the only product that broadcasts.
+    """x * sigmoid(logits_h) * sigmoid(logits_w), for maps (..., H, W, C) and logits (..., H, 1, C) and (..., 1, W, C).
+
+    The gates are multiplied first: theirs is the only product that broadcasts.
 
     Its derivative is written with that of a logarithm, (log sigmoid)' = 1 - sigmoid. So the backward pass sums one
     map along both axes, where the product rule would have XLA write a broadcast map of each gate.

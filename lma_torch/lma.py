@@ -37,13 +37,13 @@ def correlate_channels(x: Tensor, taps: Tensor, *, dim: int) -> Tensor:
 
 
 def mean_over_height(x: Tensor, dim: int) -> Tensor:
-    """The mean over the height, at `dim`, which stays with size 1.
+    """The mean of a map (N, C, H, W) or (N, H, W, C) over the height, at `dim`, which stays with size 1.
 
     Compiled for a CPU, a long sum walks down columns of the map, 32 bytes at a time, and loses most of each cache
     line. Sums of at most 7 terms are unrolled, which keeps the lines: there the mean is taken in two stages.
     """
     if torch.compiler.is_dynamo_compiling() and x.device.type == "cpu":
-        terms = max(n for n in range(1, 8) if x.size(dim) % n == 0)
+        terms = next((n for n in (7, 4, 2) if x.size(dim) % n == 0), 1)
         x = x.unflatten(dim, (-1, terms)).mean(dim + 1)
     return x.mean(dim, keepdim=True)
 

@@ -32,9 +32,8 @@ TINIEST = ("--config=tests/tiny_config.py",)
 def start(module: str, *arguments: object, devices: int = 1) -> subprocess.Popen[str]:
     """Starts `python -m module` from the repository's root, on as many CPU devices."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    environment = {**os.environ, "XLA_FLAGS": _xla_flags(devices)}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, env=_environment(devices), text=True, **pipes)
 
 
 def run(module: str, *arguments: object, devices: int = 1) -> str:
@@ -63,19 +62,20 @@ _forks.set_forkserver_preload(LIBRARIES)
 
 
 def _result(module: str, arguments: tuple, devices: int) -> tuple[int, str, str]:
-    """The exit code, output and errors of `python -m module`, as `start` starts it."""
+    """The exit code, output and errors of `python -m module`, without those of importing the libraries."""
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "output"), Path(folder, "errors")
-        process = _forks.Process(target=_main, args=(module, [*map(str, arguments)], devices, output, errors))
+        environment = _environment(devices)
+        process = _forks.Process(target=_main, args=(module, [*map(str, arguments)], environment, output, errors))
         process.start()
         process.join()
         return process.exitcode, output.read_text(), errors.read_text()
 
 
-def _main(module: str, arguments: list[str], devices: int, output: Path, errors: Path) -> None:
+def _main(module: str, arguments: list[str], environment: dict[str, str], output: Path, errors: Path) -> None:
     for path, number in ((output, 1), (errors, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-    os.environ["XLA_FLAGS"] = _xla_flags(devices)
+    os.environ.update(environment)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     sys.argv[1:] = arguments
@@ -85,5 +85,5 @@ def _main(module: str, arguments: list[str], devices: int, output: Path, errors:
         atexit._run_exitfuncs()  # a process of multiprocessing leaves them out
 
 
-def _xla_flags(devices: int) -> str:
-    return f"--xla_force_host_platform_device_count={devices}"
+def _environment(devices: int) -> dict[str, str]:
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}

@@ -21,13 +21,21 @@ import lma_torch
 from lma_jax.layers import BatchNorm
 
 OPTIONS = dict(num_classes=5)
-# Every host family, and modules with normalisation of their own or between a convolution and its normalisation.
-NAMES = ["resnet18_lma", "resnet50_cbam", "mobilenetv2_lma", "resnet18_bam", "resnet18_simam", "mobilenetv2_simam"]
+# Every host family, and modules with normalisation of their own or between a convolution and its normalisation; with
+# the normalisations that stay.
+LEFT = {
+    "resnet18_lma": 0,
+    "resnet50_cbam": 0,
+    "mobilenetv2_lma": 0,
+    "resnet18_bam": 0,
+    "resnet18_simam": 8,
+    "mobilenetv2_simam": 17,
+}
 
 pytestmark = pytest.mark.usefixtures("x64", "compile_each_layer_once")
 
 
-@pytest.mark.parametrize("name", all_but_slow(["resnet18_lma", "resnet18_bam", "mobilenetv2_simam"], NAMES))
+@pytest.mark.parametrize("name", all_but_slow(["resnet18_lma", "resnet18_bam", "mobilenetv2_simam"], LEFT))
 def test_a_folded_network_is_the_same_function_in_both_frameworks(name):
     options = {**OPTIONS, **host_options(name)}
     torch_model = torch_shapes(name, dtype=torch.float64, **options)
@@ -45,6 +53,7 @@ def test_a_folded_network_is_the_same_function_in_both_frameworks(name):
     jax_left = [path for path, module in nnx.iter_modules(jax_folded) if isinstance(module, kinds[1])]
     if name != "resnet18_bam":  # it normalises a vector too
         assert sorted(left) == sorted(".".join(map(str, path)) for path in jax_left)
-    assert all(path.endswith("bn2") for path in left) if name == "resnet18_simam" else len(left) <= 17
-    # The originals are as they were.
-    assert set(torch_model.state_dict()) == set(weights) == set(convert.to_torch(jax_model))
+    assert len(left) == LEFT[name]
+    for original in (torch_model.state_dict(), convert.to_torch(jax_model)):
+        assert original.keys() == weights.keys()
+        assert all(torch.equal(original[key], weights[key]) for key in weights if "num_batches" not in key)

@@ -101,6 +101,6 @@ def _read(path: Path, name: str) -> Arrays:
     try:
         from convert.importer import read_network
     except ImportError as error:
-        raise UserError(f"reading {path} needs PyTorch and safetensors: pip install 'lma[torch]'") from error
+        raise UserError(f"reading {path} needs PyTorch and safetensors: pip install torch safetensors") from error
     _, params, batch_stats = split(read_network(path, model=name).model)
     return to_arrays({"params": params, "batch_stats": batch_stats})
