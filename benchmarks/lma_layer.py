@@ -144,6 +144,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = arguments().parse_args()
+    aimed_at = (options.device, options.dtype) == ("cpu", "float32")
     rows = []
     print(f"{'':14}{'map':>12}" + "".join(f"{name:>32}" for name in TARGETS) + "   times the textbook form's speed")
     for with_backward in (False, True):
@@ -156,9 +157,7 @@ def main() -> None:
             cells = "".join(f"{f'{median:.2f} ({low:.2f} to {high:.2f})':>32}" for low, median, high in found.values())
             print(f"{title:14}{f'{channels} x {side}':>12}{cells}", flush=True)
         for (name, target), mean in zip(TARGETS.items(), np.exp(np.log(own).mean(0))):
-            aim = (
-                f", target {target[1 + with_backward]}" if (options.device, options.dtype) == ("cpu", "float32") else ""
-            )
+            aim = f", target {target[1 + with_backward]}" if aimed_at else ""
             print(f"{title:14}{name:>32}: geometric mean {mean:.2f}{aim}")
     common.write_json(options, rows=rows)
 

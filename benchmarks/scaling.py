@@ -63,9 +63,7 @@ class Assumptions:
     image_kb: float = assumed(110, "mean size of a JPEG, KB", "ImageNet's")
     cpu_per_image: float = assumed(1.5, "CPU ms to decode and crop an image", "1.4 x a plain decode of 1.09 ms (Zen 5)")
     cpu_to_hand_over: float = assumed(0.3, "CPU ms more an image where a worker decodes", "measured: 0.15 to 0.4")
-    thread_limit: float = assumed(
-        5000, "images/s that one process decodes in its threads", "measured elsewhere: 5,000 to 8,000"
-    )
+    thread_limit: float = assumed(5000, "images/s that one process decodes in threads", "elsewhere 5,000 to 8,000")
     worker_limit: float = assumed(3400, "images/s that one worker hands over", "measured, without decoding")
     receive_limit: float = assumed(30_000, "images/s one process takes from workers", "measured: 0.03 to 0.08 ms each")
     cores_per_machine: int = assumed(112, "CPU cores a machine", "DGX H100")

@@ -3,9 +3,10 @@
     python benchmarks/train_step.py [--model resnet50_lma] [--batch 8] [--image_size 224] [--dtype float32]
         [--modes jax,jax_remat,torch,torch_compile] [--rounds 10] [--device cpu] [--json train_step.json]
 
-The step is the trainer's own, as with --nodeterministic: uint8 images in, normalised on the device, cross-entropy, SGD with momentum and weight
-decay; PyTorch's does the same, channels_last and with autocast in bfloat16. The variants take turns, in an order drawn
-anew each round, and ratios are taken within a round. It needs jax, flax, optax, torch, numpy and absl alone.
+The step is the trainer's own, on GPUs that with --nodeterministic: uint8 images in, normalised on the device,
+cross-entropy, SGD with momentum and weight decay; PyTorch's does the same, channels_last and with autocast in bfloat16.
+The variants take turns, in an order drawn anew each round, and ratios are taken within a round. It needs jax, flax,
+optax, torch, numpy and absl alone.
 """
 
 import argparse
