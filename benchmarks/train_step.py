@@ -177,7 +177,7 @@ def compared(names: list[str]) -> list[tuple[str, str, str]]:
 
 
 def compare(options: argparse.Namespace, *, say: Callable[[str], object]) -> tuple[dict[str, Any], list[Any]]:
-    """Runs all variants: images/s and memory of each by name, and the ratios between them."""
+    """Runs all variants: images/s and memory of each that could be run, by name, and the ratios between them."""
     built: dict[str, Run] = {}
 
     def builder(name: str) -> Callable[[], Run]:
@@ -187,7 +187,9 @@ def compare(options: argparse.Namespace, *, say: Callable[[str], object]) -> tup
     models = dict.fromkeys(m for name in options.model.split(",") for m in (name, name.partition("_")[0]))
     names = [f"{model} {mode}" for model in models for mode in options.modes.split(",")]
     timings = measure({name: builder(name) for name in names}, rounds=options.rounds, say=say)
-    done = common.seconds_of(timings)
+    done = {timing.variant: np.array(timing.seconds) for timing in timings if timing.error is None}
+    if not done:
+        sys.exit("error: no variant could be run")
     steps: dict[str, Any] = {}
     for name, seconds in done.items():
         steps[name] = {"images_per_second": options.batch / float(np.median(seconds))}
@@ -195,7 +197,7 @@ def compare(options: argparse.Namespace, *, say: Callable[[str], object]) -> tup
             steps[name] |= {"host_ms": 1e3 * run.host_seconds(), **run.memory}
     ratios = [
         {"of": a, "over": b, "shows": shows, "quartiles": common.quartiles(done[b] / done[a])}
-        for a, b, shows in compared(names)
+        for a, b, shows in compared([*done])
     ]
     return steps, ratios
 

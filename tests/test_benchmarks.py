@@ -65,6 +65,20 @@ def test_ratios_pair_each_network_with_its_host_and_each_mode_with_its_own():
     }
 
 
+def test_a_variant_that_cannot_run_leaves_the_others(monkeypatch):
+    def broken(model, options):
+        raise RuntimeError("out of memory")
+
+    modes = {"jax": lambda model, options: lambda: sum(range(1000)), "torch": broken}
+    monkeypatch.setattr(train_step, "MODES", modes)
+    said: list[str] = []
+    options = train_step.arguments().parse_args(["--model", "resnet18_lma", "--rounds", "1"])
+    steps, ratios = train_step.compare(options, say=said.append)
+    assert {*steps} == {"resnet18_lma jax", "resnet18 jax"}
+    assert [ratio["shows"] for ratio in ratios] == [train_step.LMA_OVER_PLAIN]
+    assert sum("out of memory" in line for line in said) == 2
+
+
 @pytest.mark.slow
 def test_a_comparison_gives_every_ratio_of_the_step():
     command = "--model resnet18_lma --batch 2 --image_size 64 --rounds 1 --modes jax,torch"
