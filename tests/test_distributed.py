@@ -5,6 +5,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+import pytest
 from commands import TINIEST, run, start
 from test_resume import after_step, assert_same_bits, deterministic
 
@@ -25,6 +26,7 @@ def wait_for_step(process: subprocess.Popen[str], workdir: Path, number: int) ->
         assert process.poll() is None, process.stderr.read()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_through_a_kill_a_signal_and_a_change_of_shape(tmp_path):
     workdir, reference = tmp_path / "job", tmp_path / "one"
     run("lma_jax.train", *TINIEST, f"--workdir={reference}", devices=2)

@@ -55,6 +55,7 @@ def exported(tmp_path_factory):
         yield described, model(torch.zeros(3, 3, 33, 33)).numpy(), model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", ["An exported program in PyTorch", "ONNX", "A serialised JAX function"])
 def test_an_exported_program_computes_the_network_and_says_what_it_is(exported, title):
     described, expected, _ = exported
@@ -70,6 +71,7 @@ def test_an_exported_program_computes_the_network_and_says_what_it_is(exported, 
     np.testing.assert_allclose(np.asarray(names["logits"]), expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_momentum_goes_on_in_pytorch(exported):
     _, _, model = exported
     names = recipe("A run that goes on in PyTorch")
