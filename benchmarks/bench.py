@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import common
 import lma_layer
 import train_step
 
@@ -34,7 +35,8 @@ def layer(channels: int, side: int, with_backward: bool) -> dict[str, Quartiles]
 def training() -> dict[str, Quartiles]:
     """Speed of a training step with LMA over that without."""
     command = "--model resnet18_lma --batch 4 --image_size 64 --rounds 8 --modes jax,torch"
-    _, ratios = train_step.compare(train_step.arguments().parse_args(command.split()), say=lambda _: None)
+    _, ratios, failed = train_step.compare(train_step.arguments().parse_args(command.split()), say=lambda _: None)
+    common.require(failed)
     return {
         f"training step: {ratio['of']} / {ratio['over']}": ratio["quartiles"]
         for ratio in ratios

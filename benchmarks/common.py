@@ -33,9 +33,24 @@ def quartiles(ratios: np.ndarray) -> list[float]:
 def seconds_of(timings: Iterable[Timing]) -> dict[str, np.ndarray]:
     """Seconds by round of each variant; ends the program where one could not be run."""
     timings = list(timings)
-    if failed := [f"{timing.variant}: {timing.error}" for timing in timings if timing.error]:
+    require(failures(timings))
+    return finished(timings)
+
+
+def finished(timings: Iterable[Timing]) -> dict[str, np.ndarray]:
+    """Seconds by round of each variant that could be run."""
+    return {timing.variant: np.array(timing.seconds) for timing in timings if timing.error is None}
+
+
+def failures(timings: Iterable[Timing]) -> list[str]:
+    """The variants that could not be run, with the reason."""
+    return [f"{timing.variant}: {timing.error}" for timing in timings if timing.error]
+
+
+def require(failed: list[str]) -> None:
+    """Ends the program with these failures, if there are any."""
+    if failed:
         sys.exit("error: " + "; ".join(failed))
-    return {timing.variant: np.array(timing.seconds) for timing in timings}
 
 
 def write_json(options: argparse.Namespace, **results: Any) -> None:

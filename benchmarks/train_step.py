@@ -176,8 +176,10 @@ def compared(names: list[str]) -> list[tuple[str, str, str]]:
     return pairs
 
 
-def compare(options: argparse.Namespace, *, say: Callable[[str], object]) -> tuple[dict[str, Any], list[Any]]:
-    """Runs all variants: images/s and memory of each that could be run, by name, and the ratios between them."""
+def compare(
+    options: argparse.Namespace, *, say: Callable[[str], object]
+) -> tuple[dict[str, Any], list[Any], list[str]]:
+    """Runs all variants: images/s and memory of each by name, the ratios between them, and what could not be run."""
     built: dict[str, Run] = {}
 
     def builder(name: str) -> Callable[[], Run]:
@@ -187,9 +189,7 @@ def compare(options: argparse.Namespace, *, say: Callable[[str], object]) -> tup
     models = dict.fromkeys(m for name in options.model.split(",") for m in (name, name.partition("_")[0]))
     names = [f"{model} {mode}" for model in models for mode in options.modes.split(",")]
     timings = measure({name: builder(name) for name in names}, rounds=options.rounds, say=say)
-    done = {timing.variant: np.array(timing.seconds) for timing in timings if timing.error is None}
-    if not done:
-        sys.exit("error: no variant could be run")
+    done = common.finished(timings)
     steps: dict[str, Any] = {}
     for name, seconds in done.items():
         steps[name] = {"images_per_second": options.batch / float(np.median(seconds))}
@@ -199,7 +199,7 @@ def compare(options: argparse.Namespace, *, say: Callable[[str], object]) -> tup
         {"of": a, "over": b, "shows": shows, "quartiles": common.quartiles(done[b] / done[a])}
         for a, b, shows in compared([*done])
     ]
-    return steps, ratios
+    return steps, ratios, common.failures(timings)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -225,7 +225,7 @@ def main() -> None:
             sys.exit(f"error: {problem}")
     torch.backends.cudnn.benchmark = True
     torch._dynamo.config.recompile_limit = 1 << 10
-    steps, ratios = compare(options, say=print)
+    steps, ratios, failed = compare(options, say=print)
     for name, row in steps.items():
         print(f"{name:28}{row['images_per_second']:10.1f} images/s", end="")
         if "host_ms" in row:
@@ -236,6 +236,7 @@ def main() -> None:
         low, median, high = ratio["quartiles"]
         print(f"{ratio['of']:28}{ratio['shows']:>40}  {median:.3f} ({low:.3f} to {high:.3f})")
     common.write_json(options, steps=steps, ratios=ratios)
+    common.require(failed)
 
 
 if __name__ == "__main__":

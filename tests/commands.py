@@ -65,8 +65,8 @@ def _result(module: str, arguments: tuple, devices: int) -> tuple[int, str, str]
     """The exit code, output and errors of `python -m module`, without those of importing the libraries."""
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "output"), Path(folder, "errors")
-        environment = _environment(devices)
-        process = _forks.Process(target=_main, args=(module, [*map(str, arguments)], environment, output, errors))
+        details = [*map(str, arguments)], _environment(devices), output, errors
+        process = _forks.Process(target=_main, args=(module, *details))
         process.start()
         process.join()
         return process.exitcode, output.read_text(), errors.read_text()

@@ -73,16 +73,17 @@ def test_a_variant_that_cannot_run_leaves_the_others(monkeypatch):
     monkeypatch.setattr(train_step, "MODES", modes)
     said: list[str] = []
     options = train_step.arguments().parse_args(["--model", "resnet18_lma", "--rounds", "1"])
-    steps, ratios = train_step.compare(options, say=said.append)
+    steps, ratios, failed = train_step.compare(options, say=said.append)
     assert {*steps} == {"resnet18_lma jax", "resnet18 jax"}
     assert [ratio["shows"] for ratio in ratios] == [train_step.LMA_OVER_PLAIN]
     assert sum("out of memory" in line for line in said) == 2
+    assert [line.partition(":")[0] for line in failed] == ["resnet18_lma torch", "resnet18 torch"]
 
 
 @pytest.mark.slow
 def test_a_comparison_gives_every_ratio_of_the_step():
     command = "--model resnet18_lma --batch 2 --image_size 64 --rounds 1 --modes jax,torch"
-    steps, ratios = train_step.compare(train_step.arguments().parse_args(command.split()), say=lambda _: None)
+    steps, ratios, _ = train_step.compare(train_step.arguments().parse_args(command.split()), say=lambda _: None)
     assert set(steps) == {f"{model} {mode}" for model in ("resnet18_lma", "resnet18") for mode in ("jax", "torch")}
     assert all(step["images_per_second"] > 0 for step in steps.values())
     assert {ratio["shows"] for ratio in ratios} == {train_step.LMA_OVER_PLAIN, "JAX over torch"}

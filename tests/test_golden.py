@@ -1,6 +1,7 @@
 """Both frameworks reproduce what the paper's published code computes in float64 (tests/golden)."""
 
 import re
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -103,10 +104,9 @@ def jax_network(name):
 @pytest.mark.parametrize(
     ("name", "results_of"),
     [
-        ("resnet18_lma", torch_network),
-        ("resnet18_lma", jax_network),
-        ("mobilenetv2_lma", torch_network),
-        pytest.param("mobilenetv2_lma", jax_network, marks=pytest.mark.slow),  # compiles for most of a minute
+        # This one compiles for most of a minute.
+        pytest.param(*run, marks=[pytest.mark.slow] if run == ("mobilenetv2_lma", jax_network) else [])
+        for run in product(NETWORKS, (torch_network, jax_network))
     ],
 )
 def test_the_networks(name, results_of):
