@@ -9,13 +9,13 @@ needs jax, flax, torch, numpy and absl alone.
 import argparse
 from pathlib import Path
 
-import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
 
+import common
 import lma_jax
 import lma_torch
 from convert.fps import Run, jax_run, measure, torch_run

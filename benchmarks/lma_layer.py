@@ -15,7 +15,6 @@ import timeit
 from collections.abc import Callable
 from pathlib import Path
 
-import common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ import torch
 from flax import nnx
 from torch import nn
 
+import common
 import convert
 import lma_jax
 import lma_torch

@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import common
 import jax
 import jax.numpy as jnp
-import lma_layer
 import numpy as np
 import torch
 from flax import nnx
 
+import common
 import lma_jax
+import lma_layer
 
 
 def passes(channels: int, side: int, options: argparse.Namespace) -> float:

@@ -13,8 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import common
 import numpy as np
+
+import common
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +24,7 @@ import optax
 import torch
 from jax.sharding import NamedSharding
 
+import common
 import lma_torch
 from convert.fps import Run, measure
 from lma_jax.registry import problem_with

@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from commands import ROOT
+
+from helpers.commands import ROOT
 
 
 def modules_after(statement: str) -> set[str]:

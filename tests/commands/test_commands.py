@@ -1,0 +1,279 @@
+"""The command lines: what they write, and one line for every mistake."""
+
+import json
+import shutil
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import lma_torch
+from helpers.commands import ROOT, TINY, fail, run, start
+from lma_jax.errors import UserError
+from lma_jax.training.trainer import Trainer
+
+slow = partial(pytest.param, marks=pytest.mark.slow)
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*_lma*.py"))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    """A finished run; tests that damage it work on a copy."""
+    workdir = tmp_path_factory.mktemp("run")
+    run("lma_jax.train", *TINY, f"--workdir={workdir}")
+    return workdir
+
+
+@pytest.fixture
+def copy(workdir, tmp_path) -> Path:
+    return Path(shutil.copytree(workdir, tmp_path / "copy"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_training_writes_metrics_events_and_pictures(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 19))
+    assert [row["step"] for row in rows if "val_top1" in row] == [6, 12, 18]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.05] * 9 + [0.005] * 9)
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    events = EventAccumulator(str(workdir / "tensorboard")).Reload()
+    for tag, name in (("train/loss", "train_loss"), ("val/top1", "val_top1"), ("learning_rate", "learning_rate")):
+        expected = [(row["step"], row[name]) for row in rows if name in row]
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == [
+            (step, pytest.approx(value)) for step, value in expected
+        ]
+    with Image.open(workdir / "curves.png") as picture:
+        assert picture.width > picture.height > 300
+    with Image.open(workdir / "examples.png") as picture:
+        assert picture.size == (480, 60)
+
+
+def test_evaluation_agrees_with_the_last_one_of_training(workdir):
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    output = run("lma_jax.evaluate", f"--checkpoint={workdir}")
+    assert f"step 18, on 360 images of digits: top-1 {last['val_top1']:.2f} %" in output
+    # Another batch size pads otherwise and counts the same.
+    assert output == run("lma_jax.evaluate", f"--checkpoint={workdir}", "--batch_size=77")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_an_export_loads_in_pytorch_with_its_metadata_and_is_proved_equal(workdir, tmp_path, suffix):
+    path = tmp_path / f"export.{suffix}"
+    run("convert.to_torch", f"--checkpoint={workdir}", f"--output={path}")
+    if suffix == "pth":
+        state_dict = torch.load(path, weights_only=True)
+        metadata = state_dict.metadata
+    else:
+        with safe_open(path, "pt") as file:
+            state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+    model = lma_torch.create_model(metadata["model"], num_classes=metadata["num_classes"])
+    model.load_state_dict(state_dict, strict=True)
+    assert metadata["step"] == 18
+    assert metadata["checkpoint"] == str(workdir)
+    assert metadata["verified"]["float64"]["equal"] == metadata["verified"]["float64"]["layers"] == 65
+    assert metadata["preprocessing"] == dict(image_size=8, resize_size=8, mean=[0.5] * 3, std=[0.5] * 3)
+    if suffix == "safetensors":  # the next test verifies the other
+        output = run("convert.verify", f"--checkpoint={workdir}", f"--weights={path}")
+        assert "float64  64 of 64 layers are equal\n" in output
+        assert "float32  64 of 64 layers are equal\n" in output
+
+
+def test_verification_fails_where_one_weight_differs(workdir, tmp_path):
+    path = tmp_path / "export.pth"
+    run("convert.to_torch", f"--checkpoint={workdir}", f"--output={path}")
+    state_dict = torch.load(path, weights_only=True)
+    state_dict["layer4.1.attention.conv_h.weight"][0, 0, 0, 0] += 0.1
+    torch.save(state_dict, path)
+    rows = tmp_path / "rows.json"
+    process = start("convert.verify", f"--checkpoint={workdir}", f"--weights={path}", f"--json={rows}")
+    output, errors = process.communicate()
+    assert process.returncode == 1
+    assert output.count("the first that differs is layer4.1.attention\n") == 2
+    failed = [row["layer"] for row in json.loads(rows.read_text()) if not row["passed"]]
+    assert failed == 2 * ["layer4.1.attention", "layer4.1", "layer4", "fc", "logits"]
+    assert errors == "error: the two frameworks do not compute the same\n"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_imagenet_recipe_says_how_to_prepare_the_missing_data(recipe, tmp_path):
+    config = import_module(f"configs.{recipe}").get_config()
+    config.data_dir = str(tmp_path / "data")
+    with pytest.raises(UserError, match=r"imagenet2012.*python -m lma_jax.data.prepare --archives="):
+        Trainer(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (dict(batch_size=0), "config.batch_size=0 is not allowed"),
+        (dict(learning_rate=float("inf")), "config.learning_rate=inf is not allowed"),
+        (dict(model="resnet18_lna"), "did you mean 'resnet18_lma'?"),
+        (dict(dtype="bfloat"), "did you mean 'bfloat16'?"),
+        (dict(dataset="digit"), "TFDS knows no data set 'digit'"),
+        (dict(val_split="validation"), "has no split 'validation'"),
+        (dict(epochs=1e-4), "less than one step"),
+        (dict(schedule="cosin"), "did you mean 'cosine'?"),
+        (dict(accumulate=3), "a multiple of 4, the number of devices times accumulate (3)"),
+        (dict(batch_size=6), "config.batch_size=6 is not allowed: it must be a multiple of 4, the number of devices"),
+        (dict(dtype="float64"), "needs the environment variable JAX_ENABLE_X64=1"),
+        (dict(warm_start="exact"), "needs config.init_from"),
+        (dict(warmup_epochs=20.0), "must be below epochs (10.0)"),
+        (dict(label_smoothing=1.0), "from 0 to below 1"),
+        (dict(rand_augment=11.0), "a magnitude from 0 to 10"),
+        (dict(crop_scale=(0.5, 0.1)), "two fractions of the area"),
+        (dict(dataset="folder"), "needs config.data_dir"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named_with_what_is(values, expected, tmp_path):
+    config = import_module("configs.digits").get_config()
+    config.update(values)
+    with pytest.raises(UserError) as error:
+        Trainer(config, tmp_path / "run")
+    assert expected in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "no recipe given: add --config=configs/<name>.py"),
+        (["--config=configs/digit.py", "--config.epochs=1"], "did you mean configs/digits.py?"),
+        slow(["--config=README.md"], "README.md is no config"),
+        ([TINY[0], "--config.batch_sise=3"], "no key 'batch_sise', did you mean 'batch_size'?"),
+        slow([TINY[0], "--config.optimizer.rate=3"], "no key 'optimizer.rate'"),
+        ([TINY[0], "--config.batch_size=2.5"], "--config.batch_size=2.5"),
+        slow([TINY[0], "--config.learning_rate=nan"], "config.learning_rate=nan is not allowed"),
+        slow([TINY[0], "--config.mean=a,b,c"], "config.mean="),
+        slow([TINY[0], "--num_processes=2"], "needs --coordinator and --process_id as well"),
+        ([TINY[0], "--distributed"], "cannot join the other processes"),
+        slow([TINY[0], "--wordkir=x"], "wordkir"),
+        ([TINY[0], "epochs=3"], "unexpected argument 'epochs=3'"),
+    ],
+)
+def test_a_mistake_in_the_config_is_one_line(arguments, expected, tmp_path):
+    workdir = [] if "--wordkir=x" in arguments else [f"--workdir={tmp_path}/run"]
+    assert expected in fail("lma_jax.train", *arguments, *workdir)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [("init_from=nowhere", "nowhere holds no checkpoint"), ("wandb_project=lma", "pip install wandb")],
+)
+def test_what_is_missing_for_an_option_is_named(option, expected, tmp_path):
+    assert expected in fail("lma_jax.train", *TINY, f"--config.{option}", f"--workdir={tmp_path}")
+
+
+def test_an_unwritable_workdir_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "cannot write to the workdir" in fail("lma_jax.train", *TINY, f"--workdir={tmp_path}/file/run")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_training_refuses_the_checkpoints_of_another_network(copy):
+    before = contents(copy)
+    line = fail("lma_jax.train", *TINY, "--config.model=resnet18", f"--workdir={copy}")
+    assert "holds a run with another config: model='resnet18' (checkpoint: 'resnet18_lma')" in line
+    line = fail("lma_jax.train", *TINY, "--config.model=resnet18", f"--workdir={copy}", "--change_config")
+    assert "is of another network, a resnet18_lma with 10 classes" in line
+    assert contents(copy) == before
+
+
+COMMANDS = [
+    ("lma_jax.evaluate", "missing", []),
+    ("convert.to_torch", ".", ["--output={folder}/out.pth"]),
+    ("convert.verify", "missing", ["--weights={folder}/weights.pth"]),
+]
+
+
+@pytest.mark.parametrize(("module", "folder", "options"), COMMANDS)
+def test_a_folder_without_checkpoints_is_refused(module, folder, options, tmp_path):
+    torch.save({"fc.bias": torch.zeros(3)}, tmp_path / "weights.pth")
+    options = [option.format(folder=tmp_path) for option in options]
+    assert "holds no checkpoint" in fail(module, f"--checkpoint={tmp_path / folder}", *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(copy):
+    for file in (copy / "checkpoints/18/state").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:-100] + bytes(100))
+    process = start("lma_jax.evaluate", f"--checkpoint={copy}")
+    output, errors = process.communicate()
+    assert process.returncode == 0
+    assert "step 12" in output
+    assert errors.count("\n") == 1
+    assert "warning: damaged checkpoints are passed over: 18" in errors
+    line = fail("convert.to_torch", f"--checkpoint={copy}", "--step=18", f"--output={copy}/out.pth")
+    assert "checkpoint 18" in line
+    assert not (copy / "out.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        slow("missing.pth", None, "does not exist"),
+        slow("weights.txt", b"", "must end in .safetensors or .pth"),
+        slow("damaged.pth", b"PK\x03\x04 not really a zip", "cannot read"),
+        ("damaged.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cannot read"),
+    ],
+)
+def test_a_bad_weights_file_is_one_line(workdir, tmp_path, name, content, expected):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert expected in fail("convert.verify", f"--checkpoint={workdir}", f"--weights={tmp_path / name}")
+
+
+def test_weights_of_another_network_are_refused(workdir, tmp_path):
+    torch.save(lma_torch.create_model("resnet18", num_classes=10).state_dict(), tmp_path / "plain.pth")
+    line = fail("convert.verify", f"--checkpoint={workdir}", f"--weights={tmp_path}/plain.pth")
+    assert "plain.pth does not fit the checkpoint, a resnet18_lma" in line
+    assert "layer4.1.attention.conv_w.weight" in line
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing_behind(workdir, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "cannot write" in fail("convert.to_torch", f"--checkpoint={workdir}", f"--output={tmp_path}/file/out.pth")
+    assert "must end in" in fail("convert.to_torch", f"--checkpoint={workdir}", f"--output={tmp_path}/out.bin")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("options", [slow([]), slow(["--model=resnet18", "--checkpoint=x"]), ["--checkpoint=x"]])
+def test_verification_asks_for_one_of_its_two_forms(options):
+    assert "give either --model, or --checkpoint and --weights" in fail("convert.verify", *options)
+
+
+def test_every_recipe_names_its_command():
+    for recipe in RECIPES:
+        text = (ROOT / f"configs/{recipe}.py").read_text()
+        assert f"python -m lma_jax.train --config configs/{recipe}.py" in text
+        assert "Hardware: " in text
+        assert "Expected: " in text
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        ("lma_jax.train", ["--config", "--workdir", "--coordinator"]),
+        slow("lma_jax.data.prepare", ["--archives", "--folder"]),
+        slow("lma_jax.gradcam", ["--checkpoint", "--image", "--gates"]),
+        slow("convert.to_jax", ["--weights", "--model"]),
+        slow("lma_jax.evaluate", ["--checkpoint", "--data"]),
+        slow("convert.to_torch", ["--checkpoint", "--output"]),
+        ("convert.verify", ["--model", "--weights"]),
+    ],
+)
+def test_help_shows_the_command_and_its_options(module, options):
+    output, _ = start(module, "--help").communicate()
+    assert f"python -m {module} " in output
+    assert all(f"  {option}:" in output for option in options)

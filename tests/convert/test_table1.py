@@ -1,0 +1,115 @@
+"""The paper's Table 1: its rows, its marks, what is filled in, and the command."""
+
+import csv
+import json
+
+import jax.numpy as jnp
+import pytest
+from PIL import Image
+
+import lma_jax
+from convert import fps, table1
+from helpers.commands import fail, run
+from lma_jax.errors import UserError
+from lma_jax.training.checkpoint import Checkpoints
+from lma_jax.training.state import TrainState
+
+
+def published(name: str) -> table1.Published:
+    return next(row for row in table1.TABLE1 if row.model == name)
+
+
+def row_of(name: str) -> table1.Row:
+    return table1.Row(published(name), 1, 2, 3)
+
+
+def test_every_row_is_a_network_and_lma_leads_each_host():
+    assert {row.model for row in table1.TABLE1} <= set(lma_jax.list_models())
+    assert len(table1.TABLE1) == 28
+    for host in ("mobilenetv2", "resnet18", "resnet34", "resnet50"):
+        own = [row for row in table1.TABLE1 if row.model.partition("_")[0] == host]
+        assert max(own, key=lambda row: row.top1).model == f"{host}_lma"
+
+
+@pytest.mark.parametrize(
+    ("value", "printed", "reason"),
+    [
+        (25.557204, "25.56", None),
+        (3.504872, "3.51", "rounded twice"),
+        (28.105032, "28.10", "cut off"),
+        (4.1354, "4.13", "cut off"),
+        (4.1354, "4.20", "no reason known"),
+    ],
+)
+def test_a_figure_that_is_not_as_printed_is_marked_with_the_reason(value, printed, reason):
+    marks = table1.difference("MACs", value, printed, "G")
+    assert len(marks) == (reason is not None)
+    assert all(reason in mark and printed in mark for mark in marks)
+
+
+@pytest.mark.parametrize(("name", "marks"), [("resnet18_se", 0), ("mobilenetv2_eca", 1)])
+def test_a_row_is_counted_in_both_frameworks(name, marks):
+    row = table1.counted(published(name))
+    assert {"resnet18_se": 11_778_592, "mobilenetv2_eca": 3_504_903}[name] == row.parameters
+    assert len(row.marks) == marks
+    assert row.products < row.macs
+
+
+def test_fps_are_relative_to_the_plain_host_in_turns_with_it(monkeypatch):
+    built = []
+
+    def build(variant, size, device):
+        built.append(variant)
+        return lambda: None
+
+    monkeypatch.setattr(fps, "build", build)
+    rows = [row_of("resnet18_se"), row_of("resnet50"), row_of("resnet18_lma")]
+    options = dict(dtype="float32", batch_size=2, image_size=8, device="cpu", rounds=3)
+    table1.fill_fps(rows, ("jax", "torch"), **options)
+    assert [variant.model for variant in built if variant.framework == "jax"] == [
+        *("resnet18", "resnet18_se", "resnet18_lma", "resnet50"),
+    ]
+    assert all(set(row.fps) == {"jax", "torch"} for row in rows)
+    assert rows[1].relative_fps == {"jax": 1.0, "torch": 1.0}
+    assert table1.ratio([2.0, 4.0, 4.0], [1.0, 3.0, 2.0]) == 0.5
+
+
+def evaluated_run(workdir, **metadata) -> str:
+    """A workdir with a checkpoint without weights."""
+    described = {"model": "resnet18_se", "num_classes": 1000, "metrics": {"val_top1": 70.5, "val_top5": 89.7}}
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        checkpoints.save(TrainState(jnp.int32(1), {}, {}, None), {**described, **metadata}, top1=70.5)
+    return str(workdir)
+
+
+def test_accuracy_comes_from_checkpoints(tmp_path):
+    rows = [row_of("resnet18_se"), row_of("resnet18")]
+    table1.fill_accuracy(rows, [evaluated_run(tmp_path / "se"), evaluated_run(tmp_path / "r18", model="resnet18")])
+    assert (rows[0].top1, rows[0].top5) == (70.5, 89.7)
+    assert rows[0].marks == []
+    assert "70.50 (70.59)" in table1.markdown(rows)
+    table1.fill_accuracy(rows, [evaluated_run(tmp_path / "ten", num_classes=10)])
+    assert rows[0].marks == ["accuracy of 10 classes, not ImageNet's 1000"]
+    with pytest.raises(UserError, match="is a resnet18_se, which is not among the rows"):
+        table1.fill_accuracy(rows[1:], [str(tmp_path / "se")])
+    with pytest.raises(UserError, match="has not been evaluated"):
+        table1.fill_accuracy(rows, [evaluated_run(tmp_path / "new", metrics={})])
+
+
+def test_the_command_prints_and_writes_the_table(tmp_path):
+    files = {name: tmp_path / f"table.{name}" for name in ("markdown", "csv", "json")}
+    options = [f"--{name}={path}" for name, path in files.items()]
+    output = run("convert.table1", "--quick", "--rows=resnet18,resnet18_lma", *options, f"--plot={tmp_path}/table.png")
+    assert (
+        "| resnet18_lma | 11,689,576 (11.69M) | 1,823,912,424 (1.82G) | - (0.972) | - (0.972) | - (71.43) |" in output
+    )
+    assert files["markdown"].read_text() == output
+    with files["csv"].open() as file:
+        assert [row["model"] for row in csv.DictReader(file)] == ["resnet18", "resnet18_lma"]
+    assert json.loads(files["json"].read_text())[1]["products"] == 1_814_302_720
+    with Image.open(tmp_path / "table.png") as picture:
+        assert picture.height > 500
+
+
+def test_mistakes_are_told():
+    assert "--rows has no 'resnet18_lna', did you mean 'resnet18_lma'" in fail("convert.table1", "--rows=resnet18_lna")

@@ -1,0 +1,117 @@
+"""The recipes of docs/recipes.md run as they are written, and do what they say."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import convert
+import lma_jax
+import lma_torch
+from convert.exporter import export, export_momentum, prove
+from helpers.commands import ROOT
+from lma_jax.errors import UserError
+from lma_jax.training.checkpoint import Checkpoint, to_arrays
+from lma_jax.training.state import split
+
+HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
+TITLES = HEADING.findall((ROOT / "docs/recipes.md").read_text())
+
+
+def recipe(title: str) -> dict:
+    """What the names in the code of a section are bound to after it has run."""
+    _, *parts = HEADING.split((ROOT / "docs/recipes.md").read_text())
+    section = dict(zip(parts[::2], parts[1::2]))[title]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names = {"__name__": "recipe"}
+    exec(compile(code, "docs/recipes.md", "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A network in every format, in the current folder, with its metadata and the logits of black images."""
+    folder = tmp_path_factory.mktemp("recipes")
+    jax_model = nnx.jit(lambda: lma_jax.create_model("resnet18_lma", num_classes=5, rngs=nnx.Rngs(0)))()
+    _, params, batch_stats = split(jax_model)
+    tree = {"params": params, "batch_stats": batch_stats, "opt_state": [{"trace": params}]}
+    preprocessing = dict(image_size=33, resize_size=40, mean=[0.5] * 3, std=[0.2] * 3)
+    described = dict(model="resnet18_lma", num_classes=5, preprocessing=preprocessing, metrics={"val_top1": 90.0})
+    checkpoint = Checkpoint(7, to_arrays(tree), described)
+    proved = prove(checkpoint, source="runs/r18")
+    for suffix in ("pth", "pt2", "onnx", "stablehlo"):
+        export(proved, folder / f"network.{suffix}", fold=suffix == "onnx")
+    with pytest.raises(UserError, match="folded in programs alone"):
+        export(proved, folder / "other.pth", fold=True)
+    export_momentum(checkpoint, folder / "momentum.pth")
+    model = lma_torch.create_model("resnet18_lma", num_classes=5).eval()
+    model.load_state_dict(convert.to_torch(jax_model))
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield described, model(torch.zeros(3, 3, 33, 33)).numpy(), model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", ["An exported program in PyTorch", "ONNX", "A serialised JAX function"])
+def test_an_exported_program_computes_the_network_and_says_what_it_is(exported, title):
+    described, expected, _ = exported
+    names = recipe(title)
+    assert names["metadata"].items() >= described.items()
+    assert names["metadata"]["checkpoint"] == "runs/r18"
+    assert names["metadata"]["step"] == 7
+    for dtype, allowed in (("float64", 1e-9), ("float32", 1e-4)):
+        proof = names["metadata"]["verified"][dtype]
+        assert proof["equal"] == proof["layers"] > 60
+        assert 0 < proof["largest_relative"] < allowed
+    assert names["metadata"]["program"]["relative"] < 1e-5
+    np.testing.assert_allclose(np.asarray(names["logits"]), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+def test_momentum_goes_on_in_pytorch(exported):
+    _, _, model = exported
+    names = recipe("A run that goes on in PyTorch")
+    momentum = convert.get_momentum(names["optimizer"], names["model"])
+    assert momentum.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.equal(momentum[name], weight) for name, weight in model.named_parameters())
+
+
+def test_lma_works_within_a_linen_module():
+    names = recipe("LMA in a Flax Linen module")
+    block, variables = names["block"], names["variables"]
+    images = jax.random.normal(jax.random.key(1), (2, 8, 9, 3))
+
+    def by_hand(variables):
+        attention = lma_jax.LMA(64, rngs=nnx.Rngs(0))
+        for name in ("conv_h", "conv_w"):
+            getattr(attention, name).kernel.set_value(variables["params"]["attention"][name]["kernel"])
+        convolved = jax.lax.conv_general_dilated(
+            images, variables["params"]["Conv_0"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return nnx.relu(attention(convolved + variables["params"]["Conv_0"]["bias"]))
+
+    np.testing.assert_allclose(block.apply(variables, images), by_hand(variables), atol=1e-5)
+    gradients, expected = (
+        jax.grad(lambda variables, f=f: jnp.square(f(variables)).sum())({"params": variables["params"]})
+        for f in (lambda given: block.apply({**variables, **given}, images), by_hand)
+    )
+    taps = gradients["params"]["attention"]["conv_h"]["kernel"]
+    assert taps.any()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-2), gradients, expected)
+
+
+def test_pytorch_grad_cam_draws_the_same_maps():
+    pytest.importorskip("pytorch_grad_cam", exc_type=ImportError)
+    names = recipe("Grad-CAM++ in PyTorch")
+    jax_model = nnx.eval_shape(lambda: lma_jax.create_model("resnet18_lma", rngs=nnx.Rngs(0)))
+    convert.to_jax(names["model"].state_dict(), jax_model)
+    maps = lma_jax.grad_cam_plus_plus(jax_model, names["images"].permute(0, 2, 3, 1).numpy())
+    np.testing.assert_allclose(maps, names["maps"], atol=1e-4)
+
+
+def test_every_recipe_is_tested():
+    assert len(TITLES) == 6

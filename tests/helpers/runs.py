@@ -1,0 +1,37 @@
+"""Runs of 18 steps: their end, their metrics and moments on their way."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lma_jax.training.checkpoint import load_checkpoint
+
+STEPS = 18
+
+
+def final_state(workdir: Path) -> dict[str, np.ndarray]:
+    checkpoint = load_checkpoint(workdir)
+    assert checkpoint.step == STEPS
+    return checkpoint.arrays
+
+
+def assert_same_bits(workdir: Path, reference: Path) -> None:
+    arrays, expected = final_state(workdir), final_state(reference)
+    assert arrays.keys() == expected.keys()
+    different = [path for path, array in arrays.items() if array.tobytes() != expected[path].tobytes()]
+    assert different == []
+
+
+def deterministic(rows: list[dict]) -> list[dict]:
+    return [
+        {name: value for name, value in row.items() if name not in ("images_per_second", "data_wait")} for row in rows
+    ]
+
+
+def after_step(number: int):
+    """A kill as soon as the line of that step is printed."""
+
+    def reached(process, workdir: Path) -> bool:
+        return f"step {number}/" in process.stdout.readline()
+
+    return reached

@@ -1,0 +1,22 @@
+"""A config for the command line that trains a network of a second: 18 steps, evaluated and saved every 6."""
+
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from configs import digits
+from helpers import tiny
+from lma_jax.registry import HOSTS
+from lma_jax.training import report
+
+
+def get_config() -> ConfigDict:
+    HOSTS["tiny"] = tiny.Tiny
+    report.draw_curves = lambda workdir, *, title: None  # takes longer than its training
+    config = digits.get_config()
+    config.update(model="tiny_lma", image_size=8, resize_size=8, batch_size=8, eval_batch_size=360)
+    config.update(epochs=0.1, eval_every=0.0334, decay_epochs=(0.05,), log_every=1)
+    return config

@@ -1,0 +1,273 @@
+"""The attention modules of Table 1: counts, places in the hosts, equality of the frameworks, modules of one's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import convert
+import lma_jax
+import lma_jax.attention
+import lma_torch
+import lma_torch.attention
+from convert import flops
+from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
+from helpers.marks import all_but_slow
+from helpers.shapes import host_options, jax_shapes, torch_shapes
+from helpers.weights import golden_weights, well_conditioned_weights
+
+TABLE = {name: places["resnet"].module for name, places in lma_torch.attention.ATTENTIONS.items()}
+TWINS = {name: places["resnet"].module for name, places in lma_jax.attention.ATTENTIONS.items()}
+PAIRS = [name for name in lma_jax.list_models("*_*") if not name.endswith("_lma")]
+# Each module once, and each position in MobileNetV2; the others are these with more blocks.
+FAST = [name for name in PAIRS if name.startswith("resnet18_")]
+FAST += ["mobilenetv2_se", "mobilenetv2_ca", "mobilenetv2_simam"]
+
+# Parameters with 1000 classes.
+PARAMETERS = {
+    "mobilenetv2": dict(se=3_534_885, cbam=3_536_585, eca=3_504_903, ta=3_505_892, ca=3_950_648),
+    "resnet18": dict(se=11_778_592, cbam=11_779_392, bam=11_712_503, eca=11_689_548, ta=11_691_912),
+    "resnet34": dict(se=21_958_868, cbam=21_960_468, eca=21_797_746),
+    "resnet50": dict(
+        **dict(se=28_088_024, cbam=28_089_624, bam=25_915_099, gsop=28_285_224, gc=28_105_032, eca=25_557_118),
+        **dict(sa=25_557_740, ta=25_561_832, ca=27_474_864, sge=25_559_080, mca=25_557_310, simam=25_557_032),
+    ),
+}
+# Multiply-accumulates of ResNet-50 in the convention of Table 1.
+MACS = dict(
+    **dict(se=4_129_976_392, cbam=4_128_375_668, bam=4_205_132_220, gsop=6_405_416_680, gc=4_129_991_203),
+    **dict(eca=4_127_532_264, sa=4_130_204_136, ta=4_169_186_996),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [(f"{host}_{key}", value) for host, row in PARAMETERS.items() for key, value in row.items()]
+)
+def test_parameters_are_exact(name, expected):
+    assert sum(parameter.numel() for parameter in torch_shapes(name).parameters()) == expected
+    if name.startswith(("resnet18", "mobilenetv2")):
+        assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(jax_shapes(name), nnx.Param))) == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), MACS.items())
+def test_macs_in_the_convention_of_table_1_are_exact(name, expected):
+    count = flops.count(f"resnet50_{name}", torch_model=torch_shapes(f"resnet50_{name}"))
+    assert count.table1 == sum(count.table.values()) == count.published == expected
+    assert count.problems == []
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_both_frameworks_count_the_same_in_every_layer(name):
+    pair = dict(jax_model=jax_shapes(f"resnet18_{name}"), torch_model=torch_shapes(f"resnet18_{name}"))
+    count = flops.count(name, (70, 50), **pair)
+    assert count.jax == count.torch
+    assert count.problems == []
+
+
+def in_pytorch(module, x, grad_output):
+    """Output, gradients and the state afterwards."""
+    x = torch.from_numpy(x).requires_grad_()
+    output = module(x)
+    names, parameters = zip(*module.named_parameters()) if list(module.parameters()) else ((), ())
+    grad_x, *gradients = torch.autograd.grad(output, [x, *parameters], torch.from_numpy(grad_output))
+    return output.detach().numpy(), grad_x.numpy(), dict(zip(names, gradients)), module.state_dict()
+
+
+def in_jax(module, x, grad_output):
+    """The same, by PyTorch's names and with its layout."""
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+
+    def call(params, x):
+        bound = nnx.merge(graphdef, params, rest, copy=True)
+        return bound(x), nnx.state(bound, nnx.Not(nnx.Param))
+
+    @jax.jit
+    def gradients_of(params, x, grad_output):
+        output, pullback, updated = jax.vjp(call, params, x, has_aux=True)
+        return output, updated, pullback(grad_output)
+
+    output, updated, (gradients, grad_x) = gradients_of(params, to_nhwc(x), to_nhwc(grad_output))
+    state = convert.to_torch(nnx.merge(graphdef, params, updated))
+    return to_nchw(output), to_nchw(grad_x), convert.to_torch(nnx.merge(graphdef, gradients, rest)), state
+
+
+# GSoP reduces maps of 256 channels with stride 2; SA and SGE have 64 groups where they can.
+SHAPES = {"gsop": [(2, 256, 5, 4), (3, 32, 7, 6)], "sa": [(2, 128, 5, 4), (3, 48, 7, 6)], "sge": [(2, 128, 5, 4)]}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(
+    ("name", "shape"), [(name, shape) for name in TABLE for shape in SHAPES.get(name, [(3, 32, 7, 6)])]
+)
+def test_a_module_and_its_gradients_are_the_same_in_both_frameworks(name, shape, mode):
+    torch_module = TABLE[name](shape[1], dtype=torch.float64)
+    torch_module.load_state_dict(golden_weights(torch_module))
+    jax_module = TWINS[name](shape[1], param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    convert.to_jax(torch_module.state_dict(), jax_module)
+    for module in (torch_module, jax_module):
+        getattr(module, mode)()
+    x, grad_output = normal(*shape), normal(*shape, seed=1)
+    output, grad_x, gradients, state = in_pytorch(torch_module, x, grad_output)
+    jax_output, jax_grad_x, jax_gradients, jax_state = in_jax(jax_module, x, grad_output)
+    assert relative_error(jax_output, output) < 1e-9
+    assert relative_error(jax_grad_x, grad_x) < 1e-9
+    # A bias before a normalisation has no gradient but rounding.
+    scale = 1e-3 * max((gradient.abs().max().item() for gradient in gradients.values()), default=0)
+    assert all(relative_error(jax_gradients[key], gradients[key], scale=scale) < 1e-9 for key in gradients)
+    running = [key for key in state if "running" in key]
+    assert all(relative_error(jax_state[key], state[key]) < 1e-9 for key in running)
+
+
+@pytest.mark.usefixtures("x64", "compile_each_layer_once")
+@pytest.mark.parametrize("name", all_but_slow(FAST, PAIRS))
+def test_every_pair_computes_the_same_logits_in_both_frameworks(name):
+    options = dict(num_classes=7, **host_options(name))
+    torch_model = torch_shapes(name, dtype=torch.float64, **options)
+    weights = well_conditioned_weights(torch_model, normal(4, 3, 40, 33, seed=1))
+    jax_model = convert.to_jax(weights, jax_shapes(name, param_dtype=jnp.float64, **options))
+    jax_model.eval()
+    images = normal(2, 3, 40, 33)
+    with torch.no_grad():
+        expected = torch_model.eval()(torch.from_numpy(images))
+    assert expected.isfinite().all()
+    assert expected.std() > 0
+    assert relative_error(jax_model(to_nhwc(images)), expected) < 1e-9
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_memory_formats_and_dtypes_are_taken(name, memory_format):
+    module = TABLE[name](32).eval()
+    x = torch.randn(2, 32, 6, 5)
+    y = module(x)
+    torch.testing.assert_close(module(x.to(memory_format=memory_format)), y, rtol=1e-4, atol=1e-5)
+    assert module.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+    jax_module = TWINS[name](32, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    jax_module.eval()
+    assert jax_module(jnp.ones((2, 6, 5, 32), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def positions(name: str) -> list[str]:
+    """The paths of the attention modules of a network, the same in both frameworks."""
+    _, attention = name.split("_")
+    kinds = (type(TABLE[attention](64)), type(TWINS[attention](64, rngs=nnx.Rngs(0))))
+    in_torch = [path for path, module in torch_shapes(name).named_modules() if isinstance(module, kinds[0])]
+    found = [path for path, module in nnx.iter_modules(jax_shapes(name)) if isinstance(module, kinds[1])]
+    assert sorted(in_torch) == sorted(".".join(map(str, path)) for path in found)
+    return in_torch
+
+
+def test_every_module_sits_where_its_paper_has_it():
+    assert positions("resnet18_se") == [f"layer{stage}.{block}.attention" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    assert positions("resnet50_bam") == ["layer1.3", "layer2.4", "layer3.6"]
+    assert positions("resnet50_gsop") == [
+        f"layer{stage}.{block}.attention" for stage, block in zip((1, 2, 3, 4), (2, 3, 5, 2))
+    ]
+    assert positions("mobilenetv2_simam")[:2] == ["features.1.conv.0.1", "features.2.conv.1.1"]
+    assert len(positions("mobilenetv2_simam")) == len(positions("mobilenetv2_se")) == 17
+    assert len(positions("mobilenetv2_ca")) == len(positions("mobilenetv2_lma")) == 16
+    assert positions("mobilenetv2_se")[0] == "features.1.conv.3"
+
+
+@pytest.mark.parametrize("name", ["resnet18_simam", "resnet50_simam"])
+def test_simam_sits_between_the_last_3x3_convolution_and_its_normalisation(name):
+    seen = []
+    block = lma_torch.create_model(name).layer1[0]
+    block.conv2.register_forward_hook(lambda _, __, output: seen.append(output))
+    block.attention.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0], output]))
+    block.bn2.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    block(torch.randn(2, 64, 9, 9))
+    assert seen[0] is seen[1]
+    assert seen[2] is seen[3]
+    assert seen[0].size(1) == 64
+
+
+def test_gsop_keeps_the_last_stage_at_the_resolution_of_the_one_before():
+    with torch.no_grad():
+        assert lma_torch.create_model("resnet18_gsop").eval().forward_features(torch.zeros(1, 3, 64, 96)).shape[2:] == (
+            4,
+            6,
+        )
+
+
+@pytest.mark.parametrize("package", [lma_jax, lma_torch])
+@pytest.mark.parametrize(("name", "reason"), [("bam", "between the stages"), ("gsop", "last block"), ("gc", "ResNets")])
+def test_a_pair_that_does_not_exist_says_why(package, name, reason):
+    options = dict(rngs=nnx.Rngs(0)) if package is lma_jax else {}
+    with pytest.raises(ValueError, match=f"there is no mobilenetv2_{name}: .*{reason}"):
+        package.create_model(f"mobilenetv2_{name}", **options)
+    assert f"mobilenetv2_{name}" not in package.list_models()
+
+
+@pytest.mark.parametrize("host", ["resnet18", "mobilenetv2"])
+def test_what_starts_at_zero_stays_so_in_a_host_and_biases_are_zero(host):
+    torch_model = lma_torch.create_model(f"{host}_se")
+    assert all(not value.any() for key, value in torch_model.state_dict().items() if key.endswith("fc1.bias"))
+    state = convert.to_torch(nnx.jit(lambda: lma_jax.create_model("resnet18_gc", rngs=nnx.Rngs(0)))())
+    for weights in (state, lma_torch.create_model("resnet18_gc").state_dict()):
+        assert all(not value.any() for key, value in weights.items() if ".attention.fc2." in key)
+        assert all(value.std() > 0 for key, value in weights.items() if key.endswith("attention.fc1.weight"))
+
+
+class Scale(torch.nn.Module):
+    """A module of one's own: a learnt factor a channel, before one convolution."""
+
+    def __init__(self, channels, **dd):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(channels, channels, 1, groups=channels, **dd)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class JaxScale(nnx.Module):
+    """Its twin."""
+
+    def __init__(self, channels, **dd):
+        self.conv = nnx.Conv(channels, channels, (1, 1), feature_group_count=channels, **dd)
+
+    def __call__(self, x):
+        return self.conv(x)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    for package in (lma_jax.attention, lma_torch.attention):
+        monkeypatch.setattr(package, "ATTENTIONS", package.ATTENTIONS)
+    lma_jax.register_attention("scale", JaxScale)
+    lma_torch.register_attention("scale", Scale, mobilenetv2="hidden")
+    yield
+    for package in (lma_jax.attention, lma_torch.attention):
+        del package.ATTENTIONS["scale"]
+
+
+def test_a_module_of_ones_own_works_with_the_hosts_the_converter_and_the_counters(registered):
+    assert "mobilenetv2_scale" in lma_jax.list_models()
+    assert "mobilenetv2_scale" in lma_torch.list_models()
+    torch_model = lma_torch.create_model("resnet18_scale", num_classes=5).eval()
+    jax_model = jax_shapes("resnet18_scale", num_classes=5)
+    convert.to_jax(torch_model.state_dict(), jax_model)
+    jax_model.eval()
+    images = normal(1, 3, 32, 32).astype(np.float32)
+    with torch.no_grad():
+        expected = torch_model(torch.from_numpy(images))
+    assert relative_error(jax_model(to_nhwc(images)), expected) < 1e-4
+    count = flops.count("mine", (64, 64), jax_model=jax_model, torch_model=torch_model)
+    assert count.jax == count.torch
+    assert count.problems == []
+    for package, module in ((lma_jax, JaxScale), (lma_torch, Scale)):
+        for taken in ("lma", "Scale", "my_scale"):
+            with pytest.raises(ValueError, match="lower-case letters and digits"):
+                package.register_attention(taken, module)
+
+
+def test_a_constructor_can_be_passed_to_a_host_as_it_is():
+    options = dict(block=lma_torch.BasicBlock, depths=(1, 1, 1, 1), num_classes=3)
+    model = lma_torch.ResNet(attention=Scale, **options)
+    assert isinstance(model.layer4[0].attention, Scale)
+    options = dict(block=lma_jax.BasicBlock, depths=(1, 1, 1, 1), num_classes=3)
+    model = nnx.eval_shape(lambda: lma_jax.ResNet(attention=JaxScale, rngs=nnx.Rngs(0), **options))
+    assert isinstance(model.layer4[0].attention, JaxScale)

@@ -1,0 +1,224 @@
+"""MACs: the spec's exact numbers, JAX against PyTorch layer by layer, ptflops, and networks of the user's own."""
+
+import csv
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch.nn import functional
+
+import lma_jax.flops
+import lma_torch.flops
+from convert import flops
+from helpers.arrays import normal, relative_error, to_nhwc
+from helpers.commands import fail, run
+from helpers.shapes import jax_shapes, torch_shapes
+from lma_jax import LMA, cli
+from lma_jax.errors import UserError
+from lma_jax.layers import conv
+
+# 224 x 224, 1000 classes: MACs in the convention of the paper's Table 1, and of convolutions and linear layers alone,
+# which are torchvision's published figures; LMA adds K * C * (H + W) a layer to these.
+EXACT = {
+    "mobilenetv2": (320_300_008, 300_774_272),
+    "mobilenetv2_lma": (324_904_552, 301_577_984),
+    "resnet18": (1_822_177_768, 1_814_073_344),
+    "resnet18_lma": (1_823_912_424, 1_814_302_720),
+    "resnet34": (3_675_629_032, 3_663_761_408),
+    "resnet34_lma": (3_678_861_800, 3_664_234_496),
+    "resnet50": (4_121_925_096, 4_089_184_256),
+    "resnet50_lma": (4_135_429_608, 4_091_650_048),
+    "resnet101": (7_849_500_136, 7_801_405_440),
+    "resnet101_lma": (7_872_265_704, 7_806_308_352),
+    "resnet152": (11_580_687_848, 11_513_626_624),
+    "resnet152_lma": (11_614_320_104, 11_520_966_656),
+}
+# Every kind of layer, in little time.
+SAMPLE = "resnet18_lma", "mobilenetv2_lma"
+
+
+def counted(name: str, *size: int) -> flops.Count:
+    return flops.count(name, size or (224, 224), jax_model=jax_shapes(name), torch_model=torch_shapes(name))
+
+
+def shapes(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+@pytest.mark.parametrize("name", sorted(EXACT))
+def test_both_frameworks_meet_the_exact_figures_and_agree_in_every_layer(name):
+    result = counted(name)
+    table1, products = EXACT[name]
+    assert result.table1 == sum(result.table.values()) == table1
+    assert result.jax == result.torch
+    assert sum(result.jax.values()) == products
+    assert result.aten == products + 1000  # the bias of the head
+    assert result.published == table1
+    assert result.problems == []
+    assert result.parameters == sum(weight.numel() for weight in torch_shapes(name).parameters())
+
+
+@pytest.mark.parametrize(("name", "size"), [(SAMPLE[0], (20, 20)), (SAMPLE[1], (33, 70))])
+def test_they_agree_at_any_size_also_where_maps_have_one_pixel(name, size):
+    result = counted(name, *size)
+    assert result.jax == result.torch
+    assert result.problems == []
+    assert result.published is None
+
+
+def test_ptflops_counts_lma_by_its_hook():
+    ptflops = pytest.importorskip("ptflops")
+    options = dict(print_per_layer_stat=False, as_strings=False, custom_modules_hooks={lma_torch.LMA: flops.lma_hook})
+    macs, _ = ptflops.get_model_complexity_info(lma_torch.LMA(64), (64, 7, 9), backend="pytorch", **options)
+    assert macs == 64 * (2 * 7 * 9 + 3 * (7 + 9))
+
+
+def test_without_ptflops_an_own_counter_says_so_and_finds_the_same(monkeypatch):
+    expected = counted("resnet18_lma")
+    monkeypatch.setattr(flops, "ptflops_version", lambda: None)
+    assert counted("resnet18_lma") == expected
+    assert "ptflops, which cannot be imported" in flops.legend()["table1"]
+
+
+def test_a_broken_ptflops_is_no_ptflops(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ptflops", None)
+    assert flops.ptflops_version() is None
+
+
+def test_lma_as_published_computes_the_same(x64):
+    layer = LMA(40, kernel_size=5, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    twin = lma_torch.LMA(40, kernel_size=5, dtype=torch.float64)
+    x = normal(2, 40, 6, 9)
+    assert relative_error(lma_jax.flops.COUNTED_AS[LMA](layer, to_nhwc(x)), layer(to_nhwc(x))) < 1e-12
+    expected = twin(torch.from_numpy(x))
+    assert relative_error(lma_torch.flops.as_published(twin)(torch.from_numpy(x)), expected) < 1e-12
+
+
+class Own(nnx.Module):
+    """A user's module: LMA, a name scope, products of its own, a scan, a branch, and a layer used twice."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.stem = conv(3, 8, 3, rngs=rngs)
+        self.attention = LMA(8, kernel_size=3, rngs=rngs)
+        self.twice = nnx.Linear(8, 8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.attention(self.stem(x))
+        with jax.named_scope("mine/deep"):
+            x = self.dropout(self.twice(self.twice(x))).mean((1, 2))
+        x = jax.lax.scan(lambda carry, _: (carry @ jnp.ones((8, 8)), None), x, length=5)[0]
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ jnp.ones((8, 2)), lambda x: x[:, :2], x)
+
+
+class OwnTorch(torch.nn.Module):
+    """The like in PyTorch."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.attention = lma_torch.LMA(8, kernel_size=3)
+        self.twice = torch.nn.Linear(8, 8)
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, x):
+        x = self.attention(self.stem(x)).permute(0, 2, 3, 1)
+        x = self.dropout(self.twice(self.twice(x))).mean((1, 2))
+        for _ in range(5):
+            x = x @ torch.ones(8, 8)
+        return functional.linear(x, torch.ones(2, 8))
+
+
+def test_modules_of_the_users_own_are_counted_and_left_as_they_are():
+    expected = {
+        "stem": 2 * 4 * 5 * 8 * 27,
+        "attention.conv_h": 2 * 3 * 8 * 4,
+        "attention.conv_w": 2 * 3 * 8 * 5,
+        "twice": 2 * 4 * 5 * 64 * 2,
+        "": 2 * (5 * 64 + 16),
+    }
+    model, twin = Own(nnx.Rngs(0)), OwnTorch()
+    before = nnx.state(model, nnx.Param)
+    assert lma_jax.flops.macs_by_layer(model, shapes(2, 4, 5, 3)) == expected
+    assert lma_torch.flops.macs_by_layer(twin, torch.ones(2, 3, 4, 5)) == expected
+    assert lma_torch.flops.count_macs(twin, torch.ones(2, 3, 4, 5)) == sum(expected.values())
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, nnx.state(model, nnx.Param)))
+    assert type(model.stem) is type(conv(1, 1, 1, rngs=nnx.Rngs(0)))
+    assert not model.dropout.deterministic
+    assert twin.training
+    assert twin.attention.forward.__func__ is lma_torch.LMA.forward
+
+
+def test_the_table_convention_leaves_a_module_as_it_is():
+    twin = OwnTorch()
+    twin.dropout.eval()
+    macs = flops.table_macs(twin, torch.ones(2, 3, 4, 5))
+    assert macs == {"stem": 8640, "attention": 2 * 8 * (2 * 20 + 3 * 9), "twice": 2 * 2 * 20 * 72}
+    assert (twin.training, twin.twice.training, twin.dropout.training) == (True, True, False)
+    assert not any(module._forward_hooks for module in twin.modules())
+
+
+def test_the_layer_itself_is_counted():
+    layer = LMA(64, rngs=nnx.Rngs(0))
+    assert sum(lma_jax.flops.macs_by_layer(layer, shapes(1, 7, 9, 64)).values()) == 3 * 64 * 16
+    assert lma_torch.flops.count_macs(lma_torch.LMA(64), torch.ones(1, 64, 7, 9)) == 3 * 64 * 16
+    # As a function, LMA has neither convolutions nor products.
+    assert lma_jax.flops.count_macs(layer, shapes(1, 7, 9, 64)) == 0
+
+
+def test_a_difference_is_a_problem():
+    result = flops.Count("resnet18", (224, 224), 1, {"a": 1}, {"a": 1, "b": 2}, {"a": 5}, 5, 6)
+    differences = result.problems
+    assert len(differences) == 3
+    assert "layer 'b' has 0 MACs in JAX, 2 in PyTorch" in differences[0]
+    assert "add up to 5" in differences[1]
+    assert "published are 1,822,177,768" in differences[2]
+
+
+def test_the_command_prints_tables_and_writes_files(tmp_path):
+    files = f"--json={tmp_path / 'macs.json'}", f"--csv={tmp_path / 'macs.csv'}"
+    output = run("convert.flops", "--model=resnet18_[el][cm]a", "--input-size=64x96", "--by-layer", *files)
+    assert "one image, 64 x 96" in output
+    with (tmp_path / "macs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["model"] for row in rows} == {"resnet18_eca", "resnet18_lma"}
+    assert all(row["jax"] == row["torch"] for row in rows)
+    written = json.loads((tmp_path / "macs.json").read_text())
+    for model in written["models"]:
+        assert model["input_size"] == [64, 96]
+        assert f"{model['table1']:,}" in output
+        assert sum(layer["table1"] for layer in model["layers"]) == model["table1"]
+        assert sum(layer["jax"] for layer in model["layers"]) == model["jax"] == model["torch"]
+    assert "layer1.0.attention " in output
+    assert "conv_h" not in output
+
+
+def test_one_framework_is_counted_alone():
+    result = flops.count("resnet18", torch_model=torch_shapes("resnet18"))
+    assert result.jax is None
+    assert result.summary["jax"] is None
+    assert result.problems == []
+    result = flops.count("resnet18", jax_model=jax_shapes("resnet18"))
+    assert result.table1 is None
+    assert result.problems == []
+    assert sum(layer["jax"] for layer in result.layers) == EXACT["resnet18"][1]
+
+
+def test_mistakes_are_told():
+    with pytest.raises(UserError, match="no model is called 'resnet51', did you mean 'resnet50'"):
+        cli.models_named("resnet51")
+    for size in ("0", "-3", "224x", "224x0", "axb", ""):
+        with pytest.raises(UserError, match="a number of pixels or <height>x<width>"):
+            flops.parse_size(size)
+    assert flops.parse_size("64x96") == (64, 96)
+    assert cli.models_named("resnet18*_lma") == ["resnet18_lma"]
+
+
+def test_a_file_that_cannot_be_written_is_told_in_one_line():
+    line = fail("convert.flops", "--framework=torch", "--model=resnet18", "--csv=/nowhere/macs.csv")
+    assert "cannot write /nowhere/macs.csv: No such file or directory" in line

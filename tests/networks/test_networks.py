@@ -1,0 +1,429 @@
+"""The host networks and their layers, in both frameworks."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import convert
+import lma_jax
+import lma_jax.layers
+import lma_torch
+from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
+from helpers.shapes import jax_shapes, torch_shapes
+from helpers.weights import golden_weights
+
+FRAMEWORKS = ["jax", "torch"]
+PACKAGES = [lma_jax, lma_torch]
+PARAMETERS = {
+    "mobilenetv2": 3_504_872,
+    "mobilenetv2_lma": 3_505_008,
+    "resnet18": 11_689_512,
+    "resnet18_lma": 11_689_576,
+    "resnet34": 21_797_672,
+    "resnet34_lma": 21_797_804,
+    "resnet50": 25_557_032,
+    "resnet50_lma": 25_557_204,
+    "resnet101": 44_549_160,
+    "resnet101_lma": 44_549_502,
+    "resnet152": 60_192_808,
+    "resnet152_lma": 60_193_320,
+}
+NAMES = list(PARAMETERS)
+STAGES = {  # planes * expansion, and the number of blocks
+    "resnet18": [(64, 2), (128, 2), (256, 2), (512, 2)],
+    "resnet34": [(64, 3), (128, 4), (256, 6), (512, 3)],
+    "resnet50": [(256, 3), (512, 4), (1024, 6), (2048, 3)],
+    "resnet101": [(256, 3), (512, 4), (1024, 23), (2048, 3)],
+    "resnet152": [(256, 3), (512, 8), (1024, 36), (2048, 3)],
+}
+
+
+def host_of(name):
+    return name.removesuffix("_lma")
+
+
+def shapes(framework, name, **options):
+    return torch_shapes(name, **options) if framework == "torch" else jax_shapes(name, **options)
+
+
+def modules(framework, model):
+    """Dotted path and module, for every module of a network."""
+    if framework == "torch":
+        return list(model.named_modules())
+    return [(".".join(map(str, path)), module) for path, module in nnx.iter_modules(model)]
+
+
+def apply(method, images_shape):
+    """The shape that a method of a network without values maps an NCHW shape to, also in NCHW."""
+    if isinstance(method.__self__, torch.nn.Module):
+        return tuple(method(torch.empty(images_shape, device="meta")).shape)
+    batch, channels, *spatial = images_shape
+    images = jax.ShapeDtypeStruct((batch, *spatial, channels), jnp.float32)
+    model, name = method.__self__, method.__name__
+    batch, *spatial, channels = nnx.eval_shape(lambda model, x: getattr(model, name)(x), model, images).shape
+    return (batch, channels, *spatial)
+
+
+# Size and structure
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_number_of_parameters_is_the_published_one(framework, name):
+    model = shapes(framework, name)
+    parameters = model.parameters() if framework == "torch" else jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert sum(math.prod(parameter.shape) for parameter in parameters) == PARAMETERS[name]
+
+
+def norm(path):
+    return {f"{path}.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+
+
+def lma(path):
+    return {f"{path}.conv_h.weight", f"{path}.conv_w.weight"}
+
+
+def resnet_keys(name):
+    """torchvision's names and `attention`."""
+    convs = 2 if host_of(name) in ("resnet18", "resnet34") else 3
+    keys = {"conv1.weight", "fc.weight", "fc.bias"} | norm("bn1")
+    for stage, (_, depth) in enumerate(STAGES[host_of(name)], start=1):
+        for i in range(depth):
+            block = f"layer{stage}.{i}"
+            for k in range(1, convs + 1):
+                keys |= {f"{block}.conv{k}.weight"} | norm(f"{block}.bn{k}")
+            if i == 0 and (stage > 1 or convs == 3):
+                keys |= {f"{block}.downsample.0.weight"} | norm(f"{block}.downsample.1")
+            if name.endswith("_lma"):
+                keys |= lma(f"{block}.attention")
+    return keys
+
+
+def mobilenetv2_keys(name):
+    """torchvision's names; LMA is element 2 of a block with expansion and shifts the two that follow."""
+    keys = {"classifier.1.weight", "classifier.1.bias"}
+    for path in ("features.0", "features.18", "features.1.conv.0"):
+        keys |= {f"{path}.0.weight"} | norm(f"{path}.1")
+    keys |= {"features.1.conv.1.weight"} | norm("features.1.conv.2")
+    for i in range(2, 18):
+        block = f"features.{i}.conv"
+        for k in (0, 1):
+            keys |= {f"{block}.{k}.0.weight"} | norm(f"{block}.{k}.1")
+        if name.endswith("_lma"):
+            keys |= lma(f"{block}.2") | {f"{block}.3.weight"} | norm(f"{block}.4")
+        else:
+            keys |= {f"{block}.2.weight"} | norm(f"{block}.3")
+    return keys
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_state_dict_has_the_names_of_torchvision(name):
+    expected = mobilenetv2_keys(name) if host_of(name) == "mobilenetv2" else resnet_keys(name)
+    assert set(torch_shapes(name).state_dict()) == expected
+
+
+def expected_attention(name):
+    """Path and channels of every LMA layer."""
+    if host_of(name) == name:
+        return {}
+    if host_of(name) == "mobilenetv2":
+        block_inputs = [16] + 2 * [24] + 3 * [32] + 4 * [64] + 3 * [96] + 3 * [160]
+        return {f"features.{i}.conv.2": 6 * channels for i, channels in enumerate(block_inputs, start=2)}
+    stages = enumerate(STAGES[host_of(name)], start=1)
+    return {f"layer{s}.{i}.attention": channels for s, (channels, depth) in stages for i in range(depth)}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_block_but_the_first_of_mobilenetv2_has_one_lma_on_its_channels(framework, name):
+    layers = {
+        path: module.channels
+        for path, module in modules(framework, shapes(framework, name))
+        if isinstance(module, (lma_jax.LMA, lma_torch.LMA))
+    }
+    assert layers == expected_attention(name)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("width_mult", "expected"),
+    [
+        (0.1, [4, 4, 4, 4, 8, 12, 16, 32, 1280]),
+        (0.25, [8, 8, 8, 8, 16, 24, 40, 80, 1280]),
+        (0.5, [16, 8, 16, 16, 32, 48, 80, 160, 1280]),
+        (1.0, [32, 16, 24, 32, 64, 96, 160, 320, 1280]),
+        (1.4, [48, 24, 32, 48, 88, 136, 224, 448, 1792]),
+    ],
+)
+def test_width_mult_scales_the_channels_and_rounds_them(framework, width_mult, expected):
+    model = shapes(framework, "mobilenetv2_lma", width_mult=width_mult, num_classes=10)
+    norm_type = torch.nn.BatchNorm2d if framework == "torch" else lma_jax.layers.BatchNorm
+    norms = {path: m for path, m in modules(framework, model) if isinstance(m, norm_type)}
+    last_of_each_row = ["features.0.1", "features.1.conv.2"] + [f"features.{i}.conv.4" for i in (3, 6, 10, 13, 16, 17)]
+    paths = [*last_of_each_row, "features.18.1"]
+    widths = [norms[p].num_features if framework == "torch" else norms[p].scale.shape[0] for p in paths]
+    assert widths == expected
+    assert apply(model.forward_features, (2, 3, 64, 64)) == (2, expected[-1], 2, 2)
+
+
+# Calling
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_features_and_head_have_the_documented_shapes(framework, name):
+    model = shapes(framework, name, num_classes=37)
+    model.eval()
+    channels = 1280 if host_of(name) == "mobilenetv2" else STAGES[host_of(name)][-1][0]
+    call = model.forward if framework == "torch" else model.__call__
+    assert apply(model.forward_features, (2, 3, 224, 160)) == (2, channels, 7, 5)
+    assert apply(call, (2, 3, 224, 160)) == (2, 37)
+
+
+@pytest.mark.usefixtures("compile_each_layer_once")
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(("name", "options"), [("resnet18_lma", {}), ("mobilenetv2_lma", {"width_mult": 0.1})])
+def test_the_network_is_its_head_after_its_features(framework, name, options):
+    options = dict(options, num_classes=10)
+    weights = golden_weights(torch_shapes(name, **options))
+    images = normal(2, 3, 33, 48).astype(np.float32)
+    if framework == "torch":
+        model = lma_torch.create_model(name, **options)
+        model.load_state_dict(weights)
+        images = torch.from_numpy(images)
+    else:
+        model = convert.to_jax(weights, jax_shapes(name, **options))
+        images = to_nhwc(images)
+    model.eval()
+    logits = model(images)
+    assert relative_error(model.forward_head(model.forward_features(images)), logits) <= 1e-6
+    assert relative_error(logits[0], logits[1]) > 1e-5
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_an_unknown_name_is_refused_and_the_nearest_named(package):
+    options = {"rngs": nnx.Rngs(0)} if package is lma_jax else {}
+    for wrong, nearest in [("resnet50-lma", "resnet50_lma"), ("mobilenet_v2", "mobilenetv2"), ("ResNet18", "resnet18")]:
+        with pytest.raises(ValueError, match=f"unknown model '{wrong}', did you mean '{nearest}'"):
+            package.create_model(wrong, **options)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_list_models_takes_a_pattern_and_sorts(package):
+    assert set(NAMES) <= set(package.list_models())
+    assert package.list_models() == sorted(package.list_models())
+    assert package.list_models("resnet1*_lma") == ["resnet101_lma", "resnet152_lma", "resnet18_lma"]
+    assert package.list_models("densenet*") == []
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", ["resnet18_lma", "mobilenetv2"])
+def test_networks_start_in_training_mode_and_eval_and_train_switch_it(framework, name):
+    model = shapes(framework, name)
+
+    def training():
+        if framework == "torch":
+            return {module.training for module in model.modules()}
+        norms = {not m.use_running_average for _, m in nnx.iter_modules(model) if hasattr(m, "use_running_average")}
+        return norms | {not m.deterministic for _, m in nnx.iter_modules(model) if isinstance(m, nnx.Dropout)}
+
+    assert training() == {True}
+    model.eval()
+    assert training() == {False}
+    model.train()
+    assert training() == {True}
+
+
+# Initial weights
+
+
+@pytest.fixture(scope="module", params=FRAMEWORKS)
+def initial_weights(request):
+    """The initial weights of two networks as state_dicts."""
+    names = ("resnet18_lma", "mobilenetv2_lma")
+    if request.param == "torch":
+        torch.manual_seed(0)
+        return [lma_torch.create_model(name).state_dict() for name in names]
+    return [
+        convert.to_torch(nnx.jit(lambda name=name: lma_jax.create_model(name, rngs=nnx.Rngs(0)))()) for name in names
+    ]
+
+
+def is_taps(name):
+    return name.endswith(("conv_h.weight", "conv_w.weight"))
+
+
+def test_convolutions_start_kaiming_normal_with_fan_out(initial_weights):
+    large = 0
+    for weights in initial_weights:
+        for name, weight in weights.items():
+            if weight.ndim == 4 and weight.numel() >= 2000:
+                out_channels, _, height, width = weight.shape
+                std = math.sqrt(2 / (out_channels * height * width))
+                assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel())), name
+                assert abs(weight.mean().item()) <= 5 * std / math.sqrt(weight.numel()), name
+                large += 1
+    assert large > 60
+
+
+def test_taps_start_normal_with_the_fan_out_of_their_kernel(initial_weights):
+    for weights in initial_weights:
+        scaled = [w.ravel() * math.sqrt(w.numel() / 2) for name, w in weights.items() if is_taps(name)]
+        assert torch.cat(scaled).std().item() == pytest.approx(1, rel=0.3)
+
+
+def test_no_two_weights_start_equal(initial_weights):
+    for weights in initial_weights:
+        firsts = [w.ravel()[0].item() for name, w in weights.items() if w.ndim >= 2]
+        assert len(set(firsts)) == len(firsts)
+
+
+def test_the_classifier_starts_normal_and_small_without_bias(initial_weights):
+    for weights in initial_weights:
+        (weight,) = (w for w in weights.values() if w.ndim == 2)
+        assert weight.std().item() == pytest.approx(0.01, rel=0.01)
+        bias = weights["fc.bias"] if "fc.bias" in weights else weights["classifier.1.bias"]
+        assert not bias.any()
+
+
+def test_batch_norms_start_as_the_identity(initial_weights):
+    for weights in initial_weights:
+        norms = [name.removesuffix(".running_mean") for name in weights if name.endswith(".running_mean")]
+        assert norms
+        for norm in norms:
+            assert (weights[f"{norm}.weight"] == 1).all()
+            assert (weights[f"{norm}.running_var"] == 1).all()
+            assert not weights[f"{norm}.bias"].any()
+            assert not weights[f"{norm}.running_mean"].any()
+
+
+def test_the_seed_decides_the_initial_weights():
+    def conv1(seed):
+        model = nnx.jit(lambda: lma_jax.BasicBlock(8, 8, rngs=nnx.Rngs(seed)))()
+        return np.asarray(model.conv1.kernel[...])
+
+    np.testing.assert_array_equal(conv1(0), conv1(0))
+    assert not np.array_equal(conv1(0), conv1(1))
+
+
+# bfloat16
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_keeps_parameters_and_statistics_in_float32(name):
+    model = jax_shapes(name, dtype=jnp.bfloat16, num_classes=10)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+
+    def train(model, images):
+        return model(images), nnx.state(model, (nnx.Param, nnx.BatchStat))
+
+    logits, state = nnx.eval_shape(train, model, images)
+    assert logits.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.usefixtures("compile_each_layer_once")
+def test_bfloat16_is_near_float32():
+    weights = golden_weights(torch_shapes("resnet18_lma", num_classes=10))
+    images = to_nhwc(normal(4, 3, 33, 48).astype(np.float32))
+    networks = [
+        convert.to_jax(weights, jax_shapes("resnet18_lma", dtype=dtype, num_classes=10))
+        for dtype in (jnp.bfloat16, jnp.float32)
+    ]
+    logits, expected = (network(images).astype(jnp.float32) for network in networks)
+    assert relative_error(logits, expected) <= 0.1
+    statistics, expected = (convert.to_torch(network) for network in networks)
+    for key in expected:
+        if "running" in key:
+            assert relative_error(statistics[key], expected[key]) <= 0.1, key
+
+
+# Layers
+
+
+@pytest.fixture
+def norms(x64):
+    """BatchNorm in both frameworks, in float64 and with equal, uncommon values."""
+    expected = torch.nn.BatchNorm2d(6, dtype=torch.float64)
+    weights = golden_weights(expected)
+    expected.load_state_dict(weights)
+    holder = nnx.List([lma_jax.layers.BatchNorm(6, param_dtype=jnp.float64)])
+    convert.to_jax({f"0.{key}": value for key, value in weights.items()}, holder)
+    return holder[0], expected
+
+
+def test_batch_norm_trains_as_torch_does(norms):
+    norm, expected = norms
+    x, weight = normal(3, 6, 4, 5) * 2 + 3, normal(3, 6, 4, 5, seed=1)
+    leaf = torch.from_numpy(x).requires_grad_()
+    output = expected(leaf)
+    (output * torch.from_numpy(weight)).sum().backward()
+
+    def loss_of(norm, x):
+        y = norm(x)
+        return (y * to_nhwc(weight)).sum(), y
+
+    (_, y), (grads, grad_x) = nnx.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(norm, to_nhwc(x))
+    assert relative_error(to_nchw(y), output) <= 1e-12
+    assert relative_error(to_nchw(grad_x), leaf.grad) <= 1e-12
+    assert relative_error(grads["scale"][...], expected.weight.grad) <= 1e-12
+    assert relative_error(grads["bias"][...], expected.bias.grad) <= 1e-12
+    assert relative_error(norm.mean[...], expected.running_mean) <= 1e-12
+    assert relative_error(norm.var[...], expected.running_var) <= 1e-12
+
+
+def test_batch_norm_evaluates_as_torch_does_and_changes_nothing(norms):
+    norm, expected = norms
+    norm.eval()
+    expected.eval()
+    x = normal(3, 6, 4, 5) * 2 + 3
+    assert relative_error(to_nchw(norm(to_nhwc(x))), expected(torch.from_numpy(x))) <= 1e-12
+    np.testing.assert_array_equal(norm.mean[...], expected.running_mean)
+    np.testing.assert_array_equal(norm.var[...], expected.running_var)
+
+
+def test_batch_norm_is_exact_far_from_zero():
+    norm = lma_jax.layers.BatchNorm(3, momentum=0.0)
+    x = (1000 + 0.03 * normal(8, 4, 4, 3)).astype(np.float32)
+    y = norm(jnp.asarray(x))
+    exact = x.astype(np.float64)
+    assert relative_error(norm.var[...], exact.var((0, 1, 2), ddof=1)) <= 1e-3
+    expected = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
+    assert relative_error(y, expected) <= 1e-2
+
+
+def test_batch_norm_computes_and_counts_in_float32_under_bfloat16():
+    x = jnp.asarray(normal(8, 4, 4, 3), jnp.bfloat16)
+    norm, expected = lma_jax.layers.BatchNorm(3), lma_jax.layers.BatchNorm(3)
+    for _ in range(2):  # in training mode, then in evaluation mode
+        y = expected(x.astype(jnp.float32))
+        np.testing.assert_array_equal(norm(x), y.astype(jnp.bfloat16))
+        for variable in ("mean", "var"):
+            assert getattr(norm, variable).dtype == jnp.float32
+            np.testing.assert_array_equal(getattr(norm, variable)[...], getattr(expected, variable)[...])
+        norm.eval()
+        expected.eval()
+
+
+def test_batch_norm_refuses_to_train_on_a_single_value_a_channel():
+    norm = lma_jax.layers.BatchNorm(3)
+    with pytest.raises(ValueError, match="more than 1 value a channel"):
+        norm(jnp.ones((1, 1, 1, 3)))
+    norm.eval()
+    assert norm(jnp.ones((1, 1, 1, 3))).shape == (1, 1, 1, 3)
+
+
+def test_relu6_and_its_gradient_are_those_of_torch_at_the_corners_too():
+    x = np.array([-1, 0, 1e-3, 3, 5.999, 6, 7], np.float32)
+    leaf = torch.from_numpy(x).requires_grad_()
+    output = torch.nn.functional.relu6(leaf)
+    output.sum().backward()
+    assert leaf.grad.tolist() == [0, 0, 1, 1, 1, 0, 0]
+    relu6 = lma_jax.layers.ReLU6()
+    np.testing.assert_array_equal(relu6(jnp.asarray(x)), output.detach())
+    np.testing.assert_array_equal(jax.grad(lambda x: relu6(x).sum())(jnp.asarray(x)), leaf.grad)

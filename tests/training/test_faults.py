@@ -1,0 +1,214 @@
+"""What can happen to a run: signals, losses that are not finite, other configs, full disks, other tools."""
+
+import gzip
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import digits
+from helpers import tiny
+from helpers.runs import assert_same_bits, deterministic
+from lma_jax.errors import InterruptedRun, UserError
+from lma_jax.training import evaluation
+from lma_jax.training.checkpoint import load_checkpoint
+from lma_jax.training.metrics import read_metrics
+from lma_jax.training.report import Reporter
+from lma_jax.training.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch):
+    tiny.register(monkeypatch)
+
+
+EVERYTHING = dict(ema_decay=0.9, mixup=0.2, optimizer="lamb", accumulate=2)
+
+
+def recipe(**values) -> ConfigDict:
+    """18 steps of a tiny network on 8 x 8 digits over four devices, evaluated and saved after steps 6, 12 and 18."""
+    config = digits.get_config()
+    small = dict(model="tiny_lma", image_size=8, resize_size=8, batch_size=8, eval_batch_size=60)
+    short = dict(epochs=0.1, eval_every=0.0334, decay_epochs=(0.05,), log_every=1)
+    config.update({**small, **short, **values})
+    return config
+
+
+def fit(workdir: Path, *, change_config: bool = False, **values) -> None:
+    Trainer(recipe(**values), workdir, change_config=change_config).fit()
+
+
+def assert_same_run(workdir: Path, reference: Path) -> None:
+    assert_same_bits(workdir, reference)
+    assert deterministic(read_metrics(workdir)) == deterministic(read_metrics(reference))
+
+
+def interrupt_at_step(monkeypatch, number: int) -> None:
+    original = Reporter.step
+
+    def step(self, at, *arguments, **options):
+        original(self, at, *arguments, **options)
+        if at == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Reporter, "step", step)
+
+
+def interrupt_in_evaluation(monkeypatch, number: int) -> None:
+    original, calls = evaluation.eval_batches, []
+
+    def eval_batches(*arguments, **options):
+        calls.append(1)
+        for batch in original(*arguments, **options):
+            yield batch
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(evaluation, "eval_batches", eval_batches)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """A run with everything in its state that a run can have."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.register(patch)
+        fit(workdir, **EVERYTHING)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "number", "saved"),
+    [
+        (interrupt_at_step, 1, 1),
+        (interrupt_at_step, 8, 8),
+        (interrupt_at_step, 12, 12),
+        (interrupt_at_step, 18, 18),
+        (interrupt_in_evaluation, 2, 12),
+        (interrupt_in_evaluation, 3, 18),
+    ],
+)
+def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(undisturbed, tmp_path, monkeypatch, interrupt, number, saved):
+    with monkeypatch.context() as patch:
+        interrupt(patch, number)
+        with pytest.raises(InterruptedRun, match=f"stopped by SIGTERM after step {saved}; the same command"):
+            fit(tmp_path, **EVERYTHING)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert load_checkpoint(tmp_path).step == saved
+    fit(tmp_path, **EVERYTHING)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_nonfinite_loss_names_the_step_and_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step [23]; there is no checkpoint yet"):
+        fit(tmp_path, learning_rate=1e30)
+    fit(tmp_path / "run")
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; the last good checkpoint is 18"):
+        fit(tmp_path / "run", epochs=0.2, learning_rate=1e30, change_config=True)
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir() if path.name == "19"] == []
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    with pytest.raises(UserError, match=r"(at batch of evaluation 1|weight is infinite).*there is no checkpoint yet"):
+        fit(tmp_path, learning_rate=3e38, momentum=0.0, eval_every=0.0056)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_another_config_is_refused_with_the_differences(tmp_path):
+    fit(tmp_path)
+    with pytest.raises(UserError, match=r"seed=1 \(checkpoint: 0\), weight_decay=0.1 \(checkpoint: 0.0001\).*--change"):
+        fit(tmp_path, seed=1, weight_decay=0.1)
+    fit(tmp_path, data_threads=1, log_every=5, eval_batch_size=120)
+    fit(tmp_path, seed=1, change_config=True)
+
+
+def test_another_optimizer_is_a_difference_of_config_not_of_network(tmp_path):
+    fit(tmp_path)
+    with pytest.raises(UserError, match=r"another config: optimizer='lamb' \(checkpoint: 'sgd'\)"):
+        fit(tmp_path, optimizer="lamb")
+
+
+def test_files_that_cannot_be_written_are_reported_and_training_goes_on(tmp_path, capsys, monkeypatch):
+    original = Reporter.step
+
+    def step(self, at, *arguments, **options):
+        if at == 3:
+            (tmp_path / "metrics.jsonl").unlink()
+            (tmp_path / "metrics.jsonl").mkdir()
+        if at == 5:
+            (tmp_path / "metrics.jsonl").rmdir()
+        original(self, at, *arguments, **options)
+
+    monkeypatch.setattr(Reporter, "step", step)
+    fit(tmp_path)
+    assert capsys.readouterr().err.count("warning: cannot write") == 2
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(5, 19))
+
+
+def test_training_and_validation_must_have_the_same_classes(tmp_path):
+    from PIL import Image
+
+    for name in ("train/cat", "train/dog", "val/cat"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / name / "1.png")
+    with pytest.raises(UserError, match=r"train has 2 classes and .*val has 1, but 'dog' is in one of them only"):
+        fit(tmp_path / "run", dataset="folder", data_dir=str(tmp_path), val_split="val")
+
+
+def test_a_run_on_an_image_folder_skips_and_counts_bad_files(tmp_path, capsys):
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for number in range(20):
+            file = tmp_path / split / f"class{number % 2}" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (9, 9), 20 * number % 256).save(file)
+        (tmp_path / split / "class0/0.png").write_bytes(b"broken")
+    options = dict(dataset="folder", data_dir=str(tmp_path), val_split="validation", epochs=2.0, eval_every=1.0)
+    with pytest.raises(UserError, match=r"class0/0.png\) cannot be decoded"):
+        fit(tmp_path / "run", **options)
+    fit(tmp_path / "run", **options, on_bad_image="skip")
+    rows = [row for row in read_metrics(tmp_path / "run") if "val_top1" in row]
+    assert [row["val_skipped_images"] for row in rows] == [1, 1]
+    assert sum(row["train_skipped_images"] for row in rows) == 2
+    assert "class0/0.png" in capsys.readouterr().err
+
+
+def test_weights_and_biases_receives_the_metrics(tmp_path, monkeypatch):
+    logged, inits = [], []
+
+    def init(**options):
+        inits.append(options)
+        return SimpleNamespace(log=lambda row, step: logged.append((step, row)), finish=lambda: logged.append("end"))
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    fit(tmp_path / "run", wandb_project="lma")
+    fit(tmp_path / "run", wandb_project="lma")
+    assert [options["project"] for options in inits] == ["lma", "lma"]
+    assert inits[0]["id"] == inits[1]["id"]
+    assert inits[0]["config"]["model"] == "tiny_lma"
+    assert [step for step, _ in logged[:18]] == list(range(1, 19))
+    assert {"train/loss", "val/top1", "data_wait"} <= set(logged[5][1])
+    assert logged[18] == "end"
+
+
+def test_the_rate_and_the_wait_for_data_are_in_the_metrics(tmp_path):
+    fit(tmp_path)
+    rows = read_metrics(tmp_path)
+    assert all(row["images_per_second"] > 0 and 0 <= row["data_wait"] <= 100 for row in rows[1:])
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+
+
+def test_a_trace_of_five_steps_can_be_opened(tmp_path, capsys):
+    Trainer(recipe(), tmp_path, profile=True).fit()
+    assert f"trace of steps 11 to 15: {tmp_path}/profile" in capsys.readouterr().out
+    (trace,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    with pytest.raises(UserError, match="--profile needs 15 steps, the run has 0 left"):
+        Trainer(recipe(), tmp_path, profile=True).fit()

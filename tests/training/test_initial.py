@@ -1,0 +1,140 @@
+"""Where a run starts from: another run's weights, PyTorch's, or a plain network with LMA grafted on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import convert
+import lma_torch
+from convert.files import write_weights
+from helpers import tiny
+from helpers.arrays import normal, to_nhwc
+from helpers.marks import all_but_slow
+from helpers.shapes import host_options, jax_shapes, torch_shapes
+from helpers.tiny import Trial
+from helpers.weights import golden_weights
+from lma_jax.errors import UserError
+from lma_jax.registry import HOSTS
+from lma_jax.training.checkpoint import Checkpoints, to_arrays
+from lma_jax.training.initial import graft_lma, load_initial
+from lma_jax.training.state import TrainState, split
+
+
+def filled(name: str, *, seed: int = 0) -> nnx.Module:
+    return convert.to_jax(golden_weights(torch_shapes(name), seed=seed), jax_shapes(name, **host_options(name)))
+
+
+def arrays_of(model: nnx.Module) -> dict[str, np.ndarray]:
+    _, params, batch_stats = split(model)
+    return to_arrays({"params": params, "batch_stats": batch_stats})
+
+
+def set_arrays(model: nnx.Module, arrays: dict[str, np.ndarray]) -> nnx.Module:
+    network, params, batch_stats = split(model)
+    trees = {"params": params, "batch_stats": batch_stats}
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(trees)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    assert set(paths) == set(arrays)
+    trees = jax.tree_util.tree_unflatten(treedef, [jnp.asarray(arrays[path]) for path in paths])
+    return network.bind(**trees)
+
+
+@pytest.mark.usefixtures("compile_each_layer_once")
+@pytest.mark.parametrize("host", all_but_slow(["resnet18"], HOSTS))
+def test_an_exact_warm_start_computes_what_the_plain_network_does(host):
+    """To the last bit, in evaluation and in training mode: factors of 4 are exact."""
+    plain, grown = filled(host), filled(f"{host}_lma", seed=1)
+    grown = set_arrays(grown, graft_lma(arrays_of(plain), arrays_of(grown)))
+    images = to_nhwc(normal(2, 3, 32, 32)).astype(jnp.float32)
+    for mode in ("eval", "train"):
+        for model in (plain, grown):
+            getattr(model, mode)()
+        np.testing.assert_array_equal(grown(images), plain(images))
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch):
+    tiny.register(monkeypatch)
+
+
+def save_run(workdir, run: Trial, model: str) -> None:
+    metadata = {"model": model, "num_classes": 10, "metrics": {"val_top1": 1.0}, "config": {}, "sums": {}}
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        checkpoints.save(run.state, metadata, top1=1.0)
+
+
+def assert_equal_trees(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_a_run_starts_from_the_weights_of_another(tmp_path):
+    source, run = Trial(seed=1), Trial()
+    source.train(tiny.batch(0))
+    save_run(tmp_path, source, "tiny_lma")
+    state, said = load_initial(tiny.recipe(init_from=str(tmp_path)), run.state)
+    assert_equal_trees((state.params, state.batch_stats), (source.state.params, source.state.batch_stats))
+    assert_equal_trees(state.opt_state, run.state.opt_state)
+    assert int(state.step) == 0
+    assert said == f"weights of {tmp_path}"
+
+
+def test_the_moving_average_is_taken_and_started_afresh(tmp_path):
+    source = Trial(ema_decay=0.5)
+    source.train(tiny.batch(0), tiny.batch(1))
+    save_run(tmp_path, source, "tiny_lma")
+    run = Trial(ema_decay=0.9)
+    state, _ = load_initial(tiny.recipe(init_from=str(tmp_path)), run.state)
+    assert_equal_trees(state.params, source.state.ema["params"])
+    assert_equal_trees(state.ema, {"params": state.params, "batch_stats": state.batch_stats})
+    run.state = state
+    run.train(tiny.batch(2))  # the two copies do not share what the step donates
+
+
+def test_another_class_count_gets_a_new_head(tmp_path):
+    source, run = Trial(), Trial()
+    source.train(tiny.batch(0))
+    wide = np.zeros((8, 37), np.float32), np.zeros(37, np.float32)
+    params = {**source.state.params, "fc": dict(zip(("kernel", "bias"), wide))}
+    source.state = TrainState(source.state.step, params, source.state.batch_stats, source.state.opt_state)
+    save_run(tmp_path, source, "tiny_lma")
+    state, said = load_initial(tiny.recipe(init_from=str(tmp_path)), run.state)
+    assert_equal_trees(state.params["fc"], run.state.params["fc"])
+    assert_equal_trees(state.params["conv1"], source.state.params["conv1"])
+    assert said.endswith("with a new head of 10 classes")
+
+
+def test_weights_of_another_network_are_refused_by_name(tmp_path):
+    save_run(tmp_path, Trial(model="tiny"), "tiny")
+    with pytest.raises(UserError, match=r"is a tiny, but a tiny_lma is needed"):
+        load_initial(tiny.recipe(init_from=str(tmp_path)), Trial().state)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_initial(tiny.recipe(init_from=str(tmp_path / "nothing")), Trial().state)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_run_starts_from_a_file_of_plain_pytorch_weights(tmp_path, suffix):
+    """As torchvision's: 1000 classes and no LMA."""
+    plain = lma_torch.create_model("resnet18", num_classes=1000)
+    write_weights(tmp_path / f"plain{suffix}", plain.state_dict(), {})
+    config = tiny.recipe(model="resnet18_lma", init_from=str(tmp_path / f"plain{suffix}"), warm_start="exact")
+    run = Trial(model="resnet18_lma")
+    state, said = load_initial(config, run.state)
+    assert "LMA grafted on as a factor of 1, with a new head of 10 classes" in said
+    model = run.network.bind(state.params, state.batch_stats)
+    model.eval()
+    plain.eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        features = plain.forward_features(images).permute(0, 2, 3, 1).numpy()
+    actual = model.forward_features(jnp.asarray(images.permute(0, 2, 3, 1).numpy()))
+    np.testing.assert_allclose(actual, features, atol=1e-4 * np.abs(features).max())
+
+
+def test_a_file_of_another_network_is_refused(tmp_path):
+    write_weights(tmp_path / "plain.pth", lma_torch.create_model("resnet18").state_dict(), {})
+    with pytest.raises(UserError, match=r"plain.pth: these are no weights of resnet18_lma.*missing layer1.0.attention"):
+        load_initial(tiny.recipe(model="resnet18_lma", init_from=str(tmp_path / "plain.pth")), Trial().state)

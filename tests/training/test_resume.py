@@ -1,0 +1,80 @@
+"""A run is a function of its config: killed at any moment and started again, it ends with the same bits."""
+
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.commands import TINIEST, run, start
+from helpers.runs import STEPS, after_step, assert_same_bits, deterministic, final_state
+from lma_jax.training.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    output = run("lma_jax.train", *TINIEST, f"--workdir={workdir}")
+    assert all(f"step {step}/{STEPS}  " in output for step in range(1, STEPS + 1))
+    return workdir
+
+
+def test_two_runs_are_bit_identical(undisturbed, tmp_path):
+    run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
+    assert_same_bits(tmp_path, undisturbed)
+
+
+def test_another_seed_gives_other_weights(undisturbed, tmp_path):
+    run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}", "--config.seed=1")
+    kernel = "params/conv1/kernel"
+    assert not np.array_equal(final_state(tmp_path)[kernel], final_state(undisturbed)[kernel])
+
+
+def during_a_checkpoint_write(process, workdir: Path) -> bool:
+    time.sleep(0.002)
+    return any((workdir / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(after_step(3), marks=pytest.mark.slow),
+        after_step(12),  # evaluation follows
+        during_a_checkpoint_write,
+    ],
+    ids=["before the first checkpoint", "before evaluation", "during a checkpoint write"],
+)
+def test_a_killed_run_ends_as_if_undisturbed(undisturbed, tmp_path, moment):
+    process = start("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
+    while not moment(process, tmp_path):
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
+    assert_same_bits(tmp_path, undisturbed)
+    assert deterministic(read_metrics(tmp_path)) == deterministic(read_metrics(undisturbed))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_stops_a_run_in_order_and_the_same_command_goes_on(undisturbed, tmp_path, number):
+    process = start("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
+    reached = after_step(int(np.random.default_rng().integers(2, 6)))
+    while not reached(process, tmp_path):
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 75
+    assert re.fullmatch(rf"stopped by {number.name} after step \d+; the same command goes on from .*\n", errors)
+    run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
+    assert_same_bits(tmp_path, undisturbed)
+    assert deterministic(read_metrics(tmp_path)) == deterministic(read_metrics(undisturbed))
+
+
+def test_a_finished_run_has_nothing_left_to_do(undisturbed):
+    before = (undisturbed / "metrics.jsonl").read_text()
+    output = run("lma_jax.train", *TINIEST, f"--workdir={undisturbed}")
+    assert f"resuming after step {STEPS}" in output
+    assert (undisturbed / "metrics.jsonl").read_text() == before
