@@ -25,7 +25,9 @@ from PIL import Image
 from lma_jax.data.loader import train_batches
 from lma_jax.data.regions import decode_region
 from lma_jax.data.sources import Source
-from lma_jax.data.transforms import Augmentation, Preprocessing, eval_image, random_crop_box, train_image
+from lma_jax.data.transforms import Augmentation, random_crop_box, train_image
+from lma_jax.images import eval_image
+from lma_jax.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(image_size=224, resize_size=256, mean=(0.0,) * 3, std=(1.0,) * 3)
 AUGMENTATION = Augmentation(image_size=224, crop_scale=(0.08, 1.0), flip=True, rand_augment=0.0)

@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from lma_jax.training.checkpoint import load_checkpoint
-from lma_jax.training.metrics import read_metrics
+from lma_jax.checkpoint.format import load_checkpoint
+from lma_jax.training.reporting.metrics import read_metrics
 
 # 30 steps of LMA-ResNet-18 on 8 x 8 digits, evaluated and saved every 5 steps, so that saves are as frequent as steps.
 RECIPE = (

@@ -318,7 +318,7 @@ def network_shapes(model: str) -> tuple[Any, Any]:
     from flax import nnx
 
     from lma_jax import create_model
-    from lma_jax.training.state import split
+    from lma_jax.definition import split
 
     _, params, batch_stats = split(nnx.eval_shape(lambda: create_model(model, rngs=nnx.Rngs(0))))
     return params, batch_stats
@@ -337,10 +337,11 @@ def compiled_step(model: str, devices: int, *, batch_norm: str = "local") -> tup
     from jax.sharding import NamedSharding
 
     from configs import common
-    from lma_jax.data.transforms import preprocessing_from
+    from lma_jax.preprocessing import preprocessing_from
+    from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
     from lma_jax.training.objective import objective_from
     from lma_jax.training.state import build_optimizer, create_state
-    from lma_jax.training.step import REPLICATED, SHARDED, data_mesh, make_train_step
+    from lma_jax.training.step import make_train_step
 
     config, classes, side = common.get_config(), 1000, 32
     config.update(model=model, batch_norm=batch_norm, image_size=side, batch_size=4 * devices)
@@ -433,9 +434,8 @@ def time_all_reduce(model: str, rank: int, coordinator: str, output: Path) -> No
     import jax.numpy as jnp
     from jax.sharding import NamedSharding
 
+    from lma_jax.sharding import DATA_AXIS, REPLICATED, data_mesh
     from lma_jax.training.distributed import join
-    from lma_jax.training.state import DATA_AXIS
-    from lma_jax.training.step import REPLICATED, data_mesh
 
     def fill(shapes: Any) -> Any:
         return jax.tree.map(lambda shape: jnp.ones(shape.shape, shape.dtype), shapes)

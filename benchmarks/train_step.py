@@ -27,11 +27,14 @@ from jax.sharding import NamedSharding
 import common
 import lma_torch
 from convert.fps import Run, measure
+from lma_jax.definition import Definition
+from lma_jax.preprocessing import normalize
 from lma_jax.registry import problem_with
-from lma_jax.training.metrics import Meter
+from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
+from lma_jax.training.meter import Meter
 from lma_jax.training.objective import Objective
-from lma_jax.training.state import Network, TrainState, build_optimizer, create_state
-from lma_jax.training.step import REPLICATED, SHARDED, data_mesh, is_product, make_train_step, normalize, widened
+from lma_jax.training.state import TrainState, build_optimizer, create_state
+from lma_jax.training.step import is_product, make_train_step, widened
 
 CLASSES = 1000
 LMA_OVER_PLAIN = "LMA over plain"
@@ -111,7 +114,7 @@ class JaxStep:
         return float(np.median(seconds[10:]))
 
 
-def kept_bytes(network: Network, state: TrainState, images: jax.Array, *, remat: bool) -> int:
+def kept_bytes(network: Definition, state: TrainState, images: jax.Array, *, remat: bool) -> int:
     """The feature maps that differentiating the loss keeps, before the compiler shares or drops any of them."""
 
     def loss(params: Any, images: jax.Array) -> jax.Array:

@@ -16,9 +16,10 @@ from convert.files import SUFFIXES, require_suffix, write_file, write_weights
 from convert.momentum import momentum_to_torch
 from convert.programs import onnx_program, stablehlo_program, torch_program
 from convert.weights import to_torch
+from lma_jax.checkpoint.format import Checkpoint
+from lma_jax.checkpoint.restore import fill, restore_model
+from lma_jax.definition import split
 from lma_jax.errors import UserError
-from lma_jax.training.checkpoint import Checkpoint, fill, restore_model
-from lma_jax.training.state import split
 
 TORCH_SUFFIXES = (".safetensors", ".pth", ".pt2", ".onnx")
 STABLEHLO_SUFFIXES = (".stablehlo",)

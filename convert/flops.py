@@ -314,7 +314,7 @@ def _json(counts: list[Count]) -> str:
 
 def define_flags() -> None:
     """Adds the options of the command; not on import, since commands share names."""
-    flags.DEFINE_string("model", "resnet50_lma", 'Network, or a pattern of list_models() such as "resnet*".')
+    flags.DEFINE_string("model", "resnet50_lma", 'Definition, or a pattern of list_models() such as "resnet*".')
     flags.DEFINE_bool("by_layer", False, "Also print every layer.")
     flags.DEFINE_string("input_size", "224", "Pixels of the image: one number, or <height>x<width>.")
     flags.DEFINE_enum("framework", "both", ["both", "jax", "torch"], "Where to count.")

@@ -350,8 +350,8 @@ def positive(name: str, given: Iterable[str]) -> tuple[int, ...]:
 
 def define_flags() -> None:
     """Adds the options of the command; not on import, since commands share names."""
-    flags.DEFINE_string("model", "resnet50_lma", 'Network, or a pattern of list_models() such as "resnet50*".')
-    flags.DEFINE_string("compare", None, "Network to compare with: by default the plain host, --compare= for none.")
+    flags.DEFINE_string("model", "resnet50_lma", 'Definition, or a pattern of list_models() such as "resnet50*".')
+    flags.DEFINE_string("compare", None, "Definition to compare with: by default the plain host, --compare= for none.")
     flags.DEFINE_enum("framework", "both", ["both", "jax", "torch"], "What to run it in.")
     flags.DEFINE_list("modes", list(MODES["torch"]), "Ways to run PyTorch.")
     flags.DEFINE_list("batch_size", ["32"], "Images a batch; several are measured in turn.")

@@ -53,8 +53,9 @@ def import_weights(weights: Path, output: Path, *, model: str | None = None) -> 
     Raises:
         UserError: the file is bad or of another network, or the workdir exists or cannot be written.
     """
-    from lma_jax.training.checkpoint import Checkpoints
-    from lma_jax.training.state import TrainState, split
+    from lma_jax.checkpoint.manager import Checkpoints
+    from lma_jax.definition import split
+    from lma_jax.training.state import TrainState
 
     if output.exists():
         raise UserError(f"{output} exists already: give a new folder as --output")
@@ -74,7 +75,7 @@ def import_weights(weights: Path, output: Path, *, model: str | None = None) -> 
 def _metadata(imported: Imported) -> dict[str, Any]:
     """What a training run would say of its checkpoint: the preprocessing of the file, or ImageNet's."""
     from configs import common
-    from lma_jax.data.transforms import preprocessing_from
+    from lma_jax.preprocessing import preprocessing_from
 
     config = common.get_config()
     config.model = imported.name

@@ -21,7 +21,7 @@ def momentum_to_torch(trace: Any, jax_model: nnx.Module) -> dict[str, torch.Tens
         trace: optax's momentum, shaped as the parameters of `jax_model` (the `trace` of optax.TraceState).
         jax_model: the network; its weights do not matter.
     """
-    from lma_jax.training.state import split
+    from lma_jax.definition import split
 
     network, _, batch_stats = split(jax_model)
     buffers = to_torch(network.bind(trace, batch_stats))
@@ -34,7 +34,7 @@ def momentum_to_jax(buffers: Mapping[str, torch.Tensor], jax_model: nnx.Module) 
     Raises:
         ValueError: entries are missing, unexpected or of another shape; all are named.
     """
-    from lma_jax.training.state import split
+    from lma_jax.definition import split
 
     statistics = {name: value for name, value in to_torch(jax_model).items() if name.endswith(STATISTICS)}
     _, trace, _ = split(to_jax({**buffers, **statistics}, nnx.clone(jax_model)))

@@ -11,7 +11,7 @@ import torch
 
 import lma_torch
 from lma_jax.errors import UserError
-from lma_torch.registry import HOSTS, problem_with
+from lma_torch.registry import BACKBONES, problem_with
 
 # Where training scripts put the state_dict among other things, and what wrappers of modules put before the names.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
@@ -62,7 +62,7 @@ def recognise(state_dict: StateDict, *, name: str | None = None) -> tuple[str, i
         problems = {candidate: _differences(given, candidate, num_classes) for candidate in candidates}
         return min(problems.items(), key=lambda item: len(item[1]))
 
-    candidates = [name] if name else lma_torch.list_models(f"{nearest_of(list(HOSTS))[0]}*")
+    candidates = [name] if name else lma_torch.list_models(f"{nearest_of(list(BACKBONES))[0]}*")
     best, problems = nearest_of(candidates)
     if problems:
         origin = "these weights are of no network here; the nearest is" if name is None else "these are no weights of"

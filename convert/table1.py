@@ -155,7 +155,7 @@ def fill_accuracy(rows: Iterable[Row], checkpoints: Iterable[str]) -> None:
     Raises:
         UserError: a run has no checkpoint, none that was evaluated, or its network is not among the rows.
     """
-    from lma_jax.training.checkpoint import load_checkpoint
+    from lma_jax.checkpoint.format import load_checkpoint
 
     by_model = {row.published.model: row for row in rows}
     for workdir in checkpoints:

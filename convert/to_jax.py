@@ -11,7 +11,7 @@ from absl import flags
 from lma_jax import cli
 
 WEIGHTS = flags.DEFINE_string("weights", None, "File of weights, .safetensors or .pth.", required=True)
-MODEL = flags.DEFINE_string("model", None, "Network, one of list_models(). Default: recognised by names and shapes.")
+MODEL = flags.DEFINE_string("model", None, "Definition, one of list_models(). Default: recognised by names and shapes.")
 OUTPUT = flags.DEFINE_string("output", None, "Workdir to create.", required=True)
 
 

@@ -18,7 +18,7 @@ FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch normalisation int
 
 def main() -> None:
     from convert.exporter import STABLEHLO_SUFFIXES, export, prove, require_output
-    from lma_jax.training.checkpoint import load_checkpoint
+    from lma_jax.checkpoint.format import load_checkpoint
 
     require_output(Path(OUTPUT.value), STABLEHLO_SUFFIXES, fold=FOLD.value)
     checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)

@@ -15,7 +15,7 @@ from absl import flags
 from lma_jax import cli
 from lma_jax.errors import UserError
 
-MODEL = flags.DEFINE_string("model", None, "Network to compare with random weights, one of list_models().")
+MODEL = flags.DEFINE_string("model", None, "Definition to compare with random weights, one of list_models().")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run, to compare with --weights.")
 STEP = flags.DEFINE_string("step", "newest", "Which checkpoint: newest, best (by validation top-1), or its step.")
 WEIGHTS = flags.DEFINE_string("weights", None, "Export of the checkpoint, .safetensors or .pth.")
@@ -44,8 +44,9 @@ def _random_pair(name: str):
 def _exported_pair(workdir: str, step: str, weights: Path):
     import lma_torch
     from convert.files import read_weights
-    from lma_jax.data.transforms import preprocessing_from
-    from lma_jax.training.checkpoint import load_checkpoint, restore_model
+    from lma_jax.checkpoint.format import load_checkpoint
+    from lma_jax.checkpoint.restore import restore_model
+    from lma_jax.preprocessing import preprocessing_from
 
     state_dict, _ = read_weights(weights)
     checkpoint = load_checkpoint(workdir, step)
@@ -61,8 +62,8 @@ def _exported_pair(workdir: str, step: str, weights: Path):
 def _images(preprocessing) -> np.ndarray:
     """Random images, or those of --image_folder as evaluation sees them."""
     from configs import common
-    from lma_jax.data.sources import IMAGE_SUFFIXES
-    from lma_jax.data.transforms import BadImageError, eval_image, preprocessing_from
+    from lma_jax.images import IMAGE_SUFFIXES, BadImageError, eval_image
+    from lma_jax.preprocessing import preprocessing_from
 
     preprocessing = preprocessing or preprocessing_from(common.get_config())
     if FOLDER.value is None:

@@ -24,12 +24,14 @@ def main() -> None:
     import jax.numpy as jnp
     from jax.sharding import NamedSharding
 
+    from lma_jax.checkpoint.format import load_checkpoint
+    from lma_jax.checkpoint.restore import restore_model
     from lma_jax.data.sources import open_source
-    from lma_jax.data.transforms import preprocessing_from
-    from lma_jax.training.checkpoint import load_checkpoint, restore_model
+    from lma_jax.definition import split
+    from lma_jax.preprocessing import preprocessing_from
+    from lma_jax.sharding import REPLICATED, data_mesh
     from lma_jax.training.evaluation import evaluate
-    from lma_jax.training.state import split
-    from lma_jax.training.step import REPLICATED, data_mesh, make_eval_step
+    from lma_jax.training.step import make_eval_step
 
     checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)
     metadata, config = checkpoint.metadata, checkpoint.metadata["config"]

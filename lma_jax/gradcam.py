@@ -41,9 +41,9 @@ GATED_LAYERS = 4
 def main() -> None:
     import jax.numpy as jnp
 
-    from lma_jax.data.transforms import preprocessing_from
-    from lma_jax.training.checkpoint import load_checkpoint, restore_model
-    from lma_jax.training.step import normalize
+    from lma_jax.checkpoint.format import load_checkpoint
+    from lma_jax.checkpoint.restore import restore_model
+    from lma_jax.preprocessing import normalize, preprocessing_from
 
     output = Path(OUTPUT.value)
     if output.suffix not in SUFFIXES:
@@ -75,7 +75,7 @@ def main() -> None:
 
 def _image_files(path: Path) -> list[Path]:
     """The file, or the images of the folder by name."""
-    from lma_jax.data.sources import IMAGE_SUFFIXES
+    from lma_jax.images import IMAGE_SUFFIXES
 
     if path.is_file():
         return [path]
@@ -89,7 +89,7 @@ def _image_files(path: Path) -> list[Path]:
 
 
 def _read(file: Path, preprocessing: Any) -> np.ndarray:
-    from lma_jax.data.transforms import BadImageError, eval_image
+    from lma_jax.images import BadImageError, eval_image
 
     try:
         return eval_image(file.read_bytes(), preprocessing)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lma_jax.attention import Attention, Place
+from lma_jax.attention import Attention, Placement
 from lma_jax.layers import BatchNorm, ReLU6, Sequential, conv, init_weights
 
 # expansion ratio t, channels c, number of blocks n, stride of the first s
@@ -48,12 +48,12 @@ class InvertedResidual(nnx.Module):
         *,
         stride: int,
         expand_ratio: int,
-        attention: Attention | Place | None = None,
+        attention: Attention | Placement | None = None,
         norm_layer: Any = BatchNorm,
         **dd: Any,
     ):
         hidden = in_channels * expand_ratio
-        place = Place.of(attention, "hidden")
+        place = Placement.of(attention, "hidden")
         layers: list[nnx.Module] = []
         if expand_ratio != 1:
             layers += [conv_bn_relu(in_channels, hidden, 1, norm_layer=norm_layer, **dd)]
@@ -79,7 +79,7 @@ class MobileNetV2(nnx.Module):
         num_classes: size of the output.
         width_mult: factor on the channel counts, which are rounded to multiples of 8 (of 4 at 0.1).
         dropout: rate before the classifier; its noise comes from the stream `dropout`.
-        attention: constructor called with a channel count (and dtype, param_dtype, rngs), its Place,
+        attention: constructor called with a channel count (and dtype, param_dtype, rngs), its Placement,
             or None for the plain host.
         norm_layer: constructor of the normalisation layers.
         dtype: computation dtype; by default that of the input and the parameters.
@@ -93,7 +93,7 @@ class MobileNetV2(nnx.Module):
         num_classes: int = 1000,
         width_mult: float = 1.0,
         dropout: float = 0.2,
-        attention: Attention | Place | None = None,
+        attention: Attention | Placement | None = None,
         norm_layer: Any = BatchNorm,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,

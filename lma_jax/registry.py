@@ -9,11 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from lma_jax.attention import ATTENTIONS, Place
+from lma_jax.attention import ATTENTIONS, Placement
 from lma_jax.mobilenetv2 import MobileNetV2
 from lma_jax.resnet import DEPTHS, ResNet
 
-HOSTS: dict[str, Callable[..., nnx.Module]] = {
+BACKBONES: dict[str, Callable[..., nnx.Module]] = {
     **{name: partial(ResNet, block, depths) for name, (block, depths) in DEPTHS.items()},
     "mobilenetv2": MobileNetV2,
 }
@@ -25,12 +25,12 @@ FAMILIES = {"mobilenetv2": "mobilenetv2"}
 
 def list_models(pattern: str = "*") -> list[str]:
     """The sorted names that `create_model` takes and that match `pattern` (fnmatch)."""
-    pairs = [(host, name) for host in HOSTS for name in ATTENTIONS if isinstance(place(host, name), Place)]
-    names = [*HOSTS, *(f"{host}_{name}" for host, name in pairs)]
+    pairs = [(host, name) for host in BACKBONES for name in ATTENTIONS if isinstance(place(host, name), Placement)]
+    names = [*BACKBONES, *(f"{host}_{name}" for host, name in pairs)]
     return sorted(fnmatch.filter(names, pattern))
 
 
-def place(host: str, attention: str) -> Place | str:
+def place(host: str, attention: str) -> Placement | str:
     """Where a host holds an attention module, or the reason why it does not."""
     return ATTENTIONS[attention][FAMILIES.get(host, "resnet")]
 
@@ -40,7 +40,7 @@ def problem_with(name: str) -> str | None:
     if name in list_models():
         return None
     host, _, attention = name.partition("_")
-    if host in HOSTS and attention in ATTENTIONS:
+    if host in BACKBONES and attention in ATTENTIONS:
         return f"there is no {name}: {place(host, attention)}"
     nearest = difflib.get_close_matches(name, list_models(), n=1, cutoff=0)[0]
     return f"unknown model {name!r}, did you mean {nearest!r}? (list_models() names all)"
@@ -53,7 +53,7 @@ def create_model(
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
-    **host_options: Any,
+    **backbone_options: Any,
 ) -> nnx.Module:
     """Builds a network by name, in training mode.
 
@@ -63,7 +63,7 @@ def create_model(
         dtype: computation dtype; by default that of the input and the parameters.
         param_dtype: dtype of the parameters.
         rngs: the stream `params` initialises the weights; MobileNetV2's dropout draws from `dropout`.
-        **host_options: further options of the host, such as `width_mult=0.5` of MobileNetV2.
+        **backbone_options: further options of the host, such as `width_mult=0.5` of MobileNetV2.
 
     Raises:
         ValueError: no such name (the message gives the nearest one), or a pair that does not exist (it says why).
@@ -71,11 +71,11 @@ def create_model(
     if problem := problem_with(name):
         raise ValueError(problem)
     host, _, attention = name.partition("_")
-    return HOSTS[host](
+    return BACKBONES[host](
         num_classes=num_classes,
         attention=place(host, attention) if attention else None,
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,
-        **host_options,
+        **backbone_options,
     )

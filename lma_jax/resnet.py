@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lma_jax.attention import Attention, Place
+from lma_jax.attention import Attention, Placement
 from lma_jax.layers import BatchNorm, Sequential, conv, init_weights
 
 
 class Block(nnx.Module):
     """A residual block that holds an attention module at one of its positions."""
 
-    def hold(self, attention: Attention | Place | None, *, conv: int, branch: int, **dd: Any) -> None:
+    def hold(self, attention: Attention | Placement | None, *, conv: int, branch: int, **dd: Any) -> None:
         """Builds the attention module for the number of channels at its position, "conv" or "branch"."""
-        place = Place.of(attention, "branch")
+        place = Placement.of(attention, "branch")
         modules = place.at("conv", conv, **dd) + place.at("branch", branch, **dd)
         self.attention = modules[0] if modules else None
         self.position = place.position
@@ -39,7 +39,7 @@ class BasicBlock(Block):
         planes: int,
         *,
         stride: int = 1,
-        attention: Attention | Place | None = None,
+        attention: Attention | Placement | None = None,
         norm_layer: Any = BatchNorm,
         **dd: Any,
     ):
@@ -70,7 +70,7 @@ class Bottleneck(Block):
         planes: int,
         *,
         stride: int = 1,
-        attention: Attention | Place | None = None,
+        attention: Attention | Placement | None = None,
         norm_layer: Any = BatchNorm,
         **dd: Any,
     ):
@@ -107,7 +107,7 @@ class ResNet(nnx.Module):
         block: BasicBlock or Bottleneck.
         depths: number of blocks in each of the four stages.
         num_classes: size of the output.
-        attention: constructor called with a channel count (and dtype, param_dtype, rngs), its Place,
+        attention: constructor called with a channel count (and dtype, param_dtype, rngs), its Placement,
             or None for the plain host.
         norm_layer: constructor of the normalisation layers.
         dtype: computation dtype; by default that of the input and the parameters.
@@ -121,7 +121,7 @@ class ResNet(nnx.Module):
         depths: tuple[int, int, int, int],
         *,
         num_classes: int = 1000,
-        attention: Attention | Place | None = None,
+        attention: Attention | Placement | None = None,
         norm_layer: Any = BatchNorm,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -130,7 +130,7 @@ class ResNet(nnx.Module):
         dd: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.conv1 = conv(3, 64, 7, stride=2, **dd)
         self.bn1 = norm_layer(64, **dd)
-        place = Place.of(attention, "branch")
+        place = Placement.of(attention, "branch")
 
         def stage(in_channels: int, planes: int, depth: int, stride: int) -> Sequential:
             channels = [in_channels] + [planes * block.expansion] * (depth - 1)

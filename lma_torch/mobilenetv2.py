@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lma_torch.attention import Attention, Place
+from lma_torch.attention import Attention, Placement
 from lma_torch.layers import conv, init_weights
 
 # expansion ratio t, channels c, number of blocks n, stride of the first s
@@ -46,13 +46,13 @@ class InvertedResidual(nn.Module):
         *,
         stride: int,
         expand_ratio: int,
-        attention: Attention | Place | None = None,
+        attention: Attention | Placement | None = None,
         norm_layer: Any = nn.BatchNorm2d,
         **dd: Any,
     ):
         super().__init__()
         hidden = in_channels * expand_ratio
-        place = Place.of(attention, "hidden")
+        place = Placement.of(attention, "hidden")
         layers: list[nn.Module] = []
         if expand_ratio != 1:
             layers += [conv_bn_relu(in_channels, hidden, 1, norm_layer=norm_layer, **dd)]
@@ -78,7 +78,7 @@ class MobileNetV2(nn.Module):
         num_classes: size of the output.
         width_mult: factor on the channel counts, which are rounded to multiples of 8 (of 4 at 0.1).
         dropout: rate before the classifier.
-        attention: constructor called with a channel count (and device, dtype), its Place,
+        attention: constructor called with a channel count (and device, dtype), its Placement,
             or None for the plain host.
         norm_layer: constructor of the normalisation layers.
         device: device of the parameters.
@@ -91,7 +91,7 @@ class MobileNetV2(nn.Module):
         num_classes: int = 1000,
         width_mult: float = 1.0,
         dropout: float = 0.2,
-        attention: Attention | Place | None = None,
+        attention: Attention | Placement | None = None,
         norm_layer: Any = nn.BatchNorm2d,
         device: Any = None,
         dtype: Any = None,

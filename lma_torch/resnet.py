@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lma_torch.attention import Attention, Place
+from lma_torch.attention import Attention, Placement
 from lma_torch.layers import conv, init_weights
 
 
 class Block(nn.Module):
     """A residual block that holds an attention module at one of its positions."""
 
-    def hold(self, attention: Attention | Place | None, *, conv: int, branch: int, **dd: Any) -> None:
+    def hold(self, attention: Attention | Placement | None, *, conv: int, branch: int, **dd: Any) -> None:
         """Builds the attention module for the number of channels at its position, "conv" or "branch"."""
-        place = Place.of(attention, "branch")
+        place = Placement.of(attention, "branch")
         modules = place.at("conv", conv, **dd) + place.at("branch", branch, **dd)
         self.attention = modules[0] if modules else None
         self.position = place.position
@@ -37,7 +37,7 @@ class BasicBlock(Block):
         planes: int,
         *,
         stride: int = 1,
-        attention: Attention | Place | None = None,
+        attention: Attention | Placement | None = None,
         norm_layer: Any = nn.BatchNorm2d,
         **dd: Any,
     ):
@@ -70,7 +70,7 @@ class Bottleneck(Block):
         planes: int,
         *,
         stride: int = 1,
-        attention: Attention | Place | None = None,
+        attention: Attention | Placement | None = None,
         norm_layer: Any = nn.BatchNorm2d,
         **dd: Any,
     ):
@@ -109,7 +109,7 @@ class ResNet(nn.Module):
         block: BasicBlock or Bottleneck.
         depths: number of blocks in each of the four stages.
         num_classes: size of the output.
-        attention: constructor called with a channel count (and device, dtype), its Place,
+        attention: constructor called with a channel count (and device, dtype), its Placement,
             or None for the plain host.
         norm_layer: constructor of the normalisation layers.
         device: device of the parameters.
@@ -122,7 +122,7 @@ class ResNet(nn.Module):
         depths: tuple[int, int, int, int],
         *,
         num_classes: int = 1000,
-        attention: Attention | Place | None = None,
+        attention: Attention | Placement | None = None,
         norm_layer: Any = nn.BatchNorm2d,
         device: Any = None,
         dtype: Any = None,
@@ -134,7 +134,7 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
-        place = Place.of(attention, "branch")
+        place = Placement.of(attention, "branch")
 
         def stage(in_channels: int, planes: int, depth: int, stride: int) -> nn.Sequential:
             channels = [in_channels] + [planes * block.expansion] * (depth - 1)

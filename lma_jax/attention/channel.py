@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lma_jax.attention.place import RESNETS_ONLY, Place, Places
+from lma_jax.attention.placement import RESNETS_ONLY, Placement, Placements
 from lma_jax.layers import BatchNorm, uniform_conv, uniform_linear
 
 __all__ = ["ECA", "GC", "SE", "SRM", "GSoP"]
@@ -131,13 +131,13 @@ def mobile_eca(channels: int, **dd: Any) -> ECA:
     return ECA(channels, kernel_size=1 if channels < 96 else 3, **dd)
 
 
-PLACES: dict[str, Places] = {
-    "se": {"resnet": Place(SE, "branch"), "mobilenetv2": Place(SE, "block")},
-    "eca": {"resnet": Place(ECA, "branch"), "mobilenetv2": Place(mobile_eca, "block")},
-    "srm": {"resnet": Place(SRM, "branch"), "mobilenetv2": Place(SRM, "block")},
-    "gc": {"resnet": Place(GC, "branch"), "mobilenetv2": RESNETS_ONLY},
+PLACEMENTS: dict[str, Placements] = {
+    "se": {"resnet": Placement(SE, "branch"), "mobilenetv2": Placement(SE, "block")},
+    "eca": {"resnet": Placement(ECA, "branch"), "mobilenetv2": Placement(mobile_eca, "block")},
+    "srm": {"resnet": Placement(SRM, "branch"), "mobilenetv2": Placement(SRM, "block")},
+    "gc": {"resnet": Placement(GC, "branch"), "mobilenetv2": RESNETS_ONLY},
     "gsop": {
-        "resnet": Place(GSoP, "branch", every_block=False, last_stride=1),
+        "resnet": Placement(GSoP, "branch", every_block=False, last_stride=1),
         "mobilenetv2": "it sits in the last block of a ResNet's stages",
     },
 }

@@ -23,8 +23,10 @@ import numpy as np
 from absl import flags
 
 from lma_jax.data.sources import Source
-from lma_jax.data.transforms import Augmentation, BadImageError, Preprocessing, eval_image, train_image
+from lma_jax.data.transforms import Augmentation, train_image
 from lma_jax.errors import UserError
+from lma_jax.images import BadImageError, eval_image
+from lma_jax.preprocessing import Preprocessing
 
 Batch = dict[str, Any]
 # Batches that wait in memory beside those that the threads work on.

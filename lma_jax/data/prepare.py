@@ -22,8 +22,8 @@ from typing import Any
 from absl import flags
 
 from lma_jax import cli
-from lma_jax.data.sources import IMAGE_SUFFIXES
 from lma_jax.errors import UserError
+from lma_jax.images import IMAGE_SUFFIXES
 
 ARCHIVES = flags.DEFINE_string("archives", None, "Folder of the two official archives of ImageNet.")
 PARTIAL = flags.DEFINE_bool("partial", False, "With --archives: accept archives that lack images.")

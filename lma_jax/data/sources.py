@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lma_jax.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+from lma_jax.images import IMAGE_SUFFIXES
 
 
 class Records(Protocol):

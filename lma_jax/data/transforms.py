@@ -1,9 +1,7 @@
 """Pixels as in torchvision's reference recipe: encoded bytes in, (size, size, 3) uint8 out."""
 
-import io
 import math
 import threading
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,32 +13,11 @@ from PIL import Image
 
 from lma_jax.data.augment import rand_augment
 from lma_jax.data.regions import decode_region
+from lma_jax.images import decode_array, require_size
 
 CROP_RATIO = (3 / 4, 4 / 3)
-# A file of a few kilobytes can claim gigabytes of pixels. ImageNet's largest image has 25 million.
-MAX_PIXELS = 90_000_000
 
 Box = tuple[int, int, int, int]
-
-
-class BadImageError(Exception):
-    """A file that holds no whole image."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What turns an image file into a network's input; it travels with every checkpoint.
-
-    Attributes:
-        image_size: side of the network's square input, in pixels.
-        resize_size: the shorter side is resized to this before the centre crop of evaluation.
-        mean, std: of the three channels, on the scale 0 to 1.
-    """
-
-    image_size: int
-    resize_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -58,46 +35,6 @@ class Augmentation:
     crop_scale: tuple[float, float]
     flip: bool
     rand_augment: float
-
-
-def decode(encoded: bytes) -> Image.Image:
-    """Decodes an image file to RGB; EXIF orientation is ignored, as in the reference recipe.
-
-    JPEGs go through libjpeg-turbo directly; what it refuses (other formats, CMYK, errors) goes through Pillow.
-
-    Raises:
-        BadImageError: the file is truncated, no image, or above MAX_PIXELS.
-    """
-    return Image.fromarray(_decode(encoded))
-
-
-def _decode(encoded: bytes) -> np.ndarray:
-    if simplejpeg.is_jpeg(encoded):
-        try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
-            _require_size(width, height)
-            return simplejpeg.decode_jpeg(encoded, "RGB")
-        except ValueError:
-            pass
-    return np.asarray(_decode_by_pillow(encoded))
-
-
-def _decode_by_pillow(encoded: bytes) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata, and the size, which is checked here
-            image = Image.open(io.BytesIO(encoded))
-            _require_size(*image.size)
-            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadImageError(str(error)) from error
-
-
-def _require_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise BadImageError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
 
 
 def random_crop_box(width: int, height: int, rng: np.random.Generator, *, scale: tuple[float, float]) -> Box:
@@ -137,17 +74,17 @@ def _random_crop(encoded: bytes, rng: np.random.Generator, scale: tuple[float, f
     """A part of the image, (height, width, 3) uint8, that the thread's next call may overwrite."""
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
-        _require_size(width, height)
+        require_size(width, height)
         whole = None
     except ValueError:
-        whole = _decode(encoded)
+        whole = decode_array(encoded)
         height, width, colors = *whole.shape[:2], "RGB"
     box = left, top, right, bottom = random_crop_box(width, height, rng, scale=scale)
     part = decode_region(encoded, box) if colors == "YCbCr" else None
     if part is not None:
         return part
     if whole is None:
-        whole = _decode(encoded)
+        whole = decode_array(encoded)
     return whole[top:bottom, left:right]
 
 
@@ -183,35 +120,6 @@ def _mirror(pixels: np.ndarray) -> np.ndarray:
     for channel in range(3):  # five times as fast as all at once
         mirrored[..., channel] = pixels[:, ::-1, channel]
     return mirrored
-
-
-def eval_image(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray:
-    """Resizes the shorter side to `resize_size`, then crops the central square of `image_size`.
-
-    Only the pixels of the square are computed, which may differ by one grey level from those of the whole image.
-
-    Raises:
-        BadImageError: see `decode`.
-    """
-    image = decode(encoded)
-    size, shorter = preprocessing.image_size, min(image.size)
-    box = []
-    for side in image.size:
-        resized = int(preprocessing.resize_size * side / shorter)
-        start = round((resized - size) / 2)
-        box.append((start * side / resized, (start + size) * side / resized))
-    (left, right), (top, bottom) = box
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
-
-
-def preprocessing_from(values: Mapping[str, Any]) -> Preprocessing:
-    """The Preprocessing among `values`, such as a training config or a checkpoint's metadata."""
-    return Preprocessing(
-        image_size=values["image_size"],
-        resize_size=values["resize_size"],
-        mean=tuple(values["mean"]),
-        std=tuple(values["std"]),
-    )
 
 
 def augmentation_from(values: Mapping[str, Any]) -> Augmentation:

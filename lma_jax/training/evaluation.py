@@ -7,11 +7,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from lma_jax.data.loader import eval_batches, to_device
 from lma_jax.data.sources import Source
-from lma_jax.data.transforms import Preprocessing
+from lma_jax.definition import Tree
 from lma_jax.errors import UserError
-from lma_jax.training.metrics import Meter
-from lma_jax.training.state import Tree
-from lma_jax.training.step import SHARDED
+from lma_jax.preprocessing import Preprocessing
+from lma_jax.sharding import SHARDED
+from lma_jax.training.meter import Meter
 
 
 def evaluate(

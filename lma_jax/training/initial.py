@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from lma_jax.checkpoint.format import Arrays, Checkpoint, load_checkpoint, to_arrays
+from lma_jax.checkpoint.restore import fill
+from lma_jax.definition import split
 from lma_jax.errors import UserError
-from lma_jax.training.checkpoint import Arrays, Checkpoint, fill, load_checkpoint, to_arrays
-from lma_jax.training.state import TrainState, split
+from lma_jax.training.state import TrainState
 
 HEADS = ("params/fc/", "params/classifier/1/")
 

@@ -12,7 +12,7 @@ from lma_jax.errors import UserError
 
 
 @dataclass(frozen=True)
-class Clock:
+class EpochClock:
     """Steps and epochs of a run over `examples` in batches of `batch_size`.
 
     The data are one endless stream, so that an epoch needs no whole number of steps: epoch e ends at the step
@@ -31,7 +31,7 @@ class Clock:
         return step * self.batch_size / self.examples
 
 
-def total_steps(config: ConfigDict, clock: Clock) -> int:
+def total_steps(config: ConfigDict, clock: EpochClock) -> int:
     """The length of the run.
 
     Raises:
@@ -46,7 +46,7 @@ def total_steps(config: ConfigDict, clock: Clock) -> int:
     return steps
 
 
-def eval_steps(config: ConfigDict, clock: Clock) -> list[int]:
+def eval_steps(config: ConfigDict, clock: EpochClock) -> list[int]:
     """The steps after which the network is evaluated and saved: every `eval_every` epochs, and at the end."""
     last = total_steps(config, clock)
     count = int(config.epochs / config.eval_every)
@@ -54,7 +54,7 @@ def eval_steps(config: ConfigDict, clock: Clock) -> list[int]:
     return sorted(step for step in steps if 1 <= step <= last)
 
 
-def learning_rate_schedule(config: ConfigDict, clock: Clock) -> optax.Schedule:
+def learning_rate_schedule(config: ConfigDict, clock: EpochClock) -> optax.Schedule:
     """The learning rate at a step.
 
     `step` multiplies it by `decay_factor` after each of `decay_epochs`, `exponential` after every epoch (both in the

@@ -1,22 +1,20 @@
 """The training state and the network's structure, apart from each other."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from lma_jax.definition import Definition, Tree, split
 from lma_jax.layers import BatchNorm
 from lma_jax.registry import create_model
+from lma_jax.sharding import DATA_AXIS
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-DATA_AXIS = "data"
-
-Tree = Any
 
 
 @jax.tree_util.register_dataclass
@@ -41,25 +39,6 @@ class TrainState:
     def evaluated(self) -> tuple[Tree, Tree]:
         """The params and batch_stats to evaluate and export: the moving average where there is one."""
         return (self.ema["params"], self.ema["batch_stats"]) if self.ema else (self.params, self.batch_stats)
-
-
-@dataclass(frozen=True)
-class Network:
-    """The structure of a model without its weights."""
-
-    graphdef: nnx.GraphDef
-    rng_state: Tree
-
-    def bind(self, params: Tree, batch_stats: Tree) -> nnx.Module:
-        """The model with these weights, in training mode."""
-        return nnx.merge(self.graphdef, params, batch_stats, self.rng_state)
-
-
-def split(model: nnx.Module) -> tuple[Network, Tree, Tree]:
-    """A model's structure, its parameters and its batch statistics; the inverse of `Network.bind`."""
-    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    params, batch_stats, rng_state = map(nnx.to_pure_dict, states)
-    return Network(graphdef, rng_state), params, batch_stats
 
 
 def build_model(config: "ConfigDict", num_classes: int) -> nnx.Module:
@@ -101,7 +80,7 @@ def create_state(
     num_classes: int,
     optimizer: optax.GradientTransformation,
     sharding: jax.sharding.Sharding,
-) -> tuple[Network, TrainState]:
+) -> tuple[Definition, TrainState]:
     """The network's structure and the state before the first step, placed by `sharding`."""
 
     def init() -> tuple[nnx.GraphDef, Tree, TrainState]:
@@ -112,4 +91,4 @@ def create_state(
         return network.graphdef, network.rng_state, state
 
     graphdef, rng_state, state = jax.jit(init, out_shardings=sharding)()
-    return Network(graphdef, rng_state), state
+    return Definition(graphdef, rng_state), state

@@ -1,6 +1,5 @@
 """The training and the evaluation step, each one jitted program over a mesh with the axis "data"."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,30 +7,18 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import Mesh
 
+from lma_jax.definition import Definition, Tree
+from lma_jax.preprocessing import normalize
+from lma_jax.sharding import DATA_AXIS, REPLICATED, SHARDED
 from lma_jax.training.objective import Objective
-from lma_jax.training.state import DATA_AXIS, Network, TrainState, Tree
+from lma_jax.training.state import TrainState
 
 if TYPE_CHECKING:
-    from lma_jax.data.transforms import Preprocessing
+    from lma_jax.preprocessing import Preprocessing
 
 Metrics = dict[str, jax.Array]
-
-SHARDED = PartitionSpec(DATA_AXIS)
-REPLICATED = PartitionSpec()
-
-
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Some devices on one axis; by default all, of all processes."""
-    count = jax.device_count() if devices is None else len(devices)
-    return jax.make_mesh((count,), (DATA_AXIS,), devices=devices, axis_types=(AxisType.Auto,))
-
-
-def normalize(images: jax.Array, preprocessing: "Preprocessing") -> jax.Array:
-    """uint8 (N, H, W, 3) -> float32, or float64 where JAX has it, without the data set's mean and deviation."""
-    mean, std = jnp.asarray(preprocessing.mean), jnp.asarray(preprocessing.std)
-    return (images / jnp.asarray(255.0) - mean) / std
 
 
 def widened(logits: jax.Array) -> jax.Array:
@@ -49,7 +36,7 @@ def metric_sums(losses: jax.Array, logits: jax.Array, batch: Any) -> Metrics:
 
 
 def make_train_step(
-    network: Network,
+    network: Definition,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
@@ -146,7 +133,7 @@ def _skip_nonfinite(old: TrainState, new: TrainState, grads: Tree, metrics: Metr
     return kept, {**counted, "skipped_updates": jnp.where(finite, 0, 1)}
 
 
-def make_eval_step(network: Network, mesh: Mesh, *, preprocessing: "Preprocessing") -> jax.stages.Wrapped:
+def make_eval_step(network: Definition, mesh: Mesh, *, preprocessing: "Preprocessing") -> jax.stages.Wrapped:
     """`step(params, batch_stats, batch) -> metrics`, sums over the examples of the global batch where its mask is."""
 
     def step(params: Tree, batch_stats: Tree, batch: Any) -> Metrics:

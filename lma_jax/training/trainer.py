@@ -11,23 +11,28 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from lma_jax.checkpoint.format import Checkpoint
+from lma_jax.checkpoint.manager import Checkpoints
+from lma_jax.checkpoint.restore import fill
 from lma_jax.data.loader import Batch, Timed, to_device, train_batches
 from lma_jax.data.sources import open_source
-from lma_jax.data.transforms import augmentation_from, preprocessing_from
+from lma_jax.data.transforms import augmentation_from
+from lma_jax.definition import Definition
 from lma_jax.errors import InterruptedRun, UserError
 from lma_jax.flops import count_macs
-from lma_jax.training.checkpoint import Checkpoint, Checkpoints, fill
+from lma_jax.preprocessing import preprocessing_from
+from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
 from lma_jax.training.config import differences, validate
 from lma_jax.training.distributed import StopSignal
 from lma_jax.training.evaluation import evaluate
 from lma_jax.training.initial import load_initial
-from lma_jax.training.metrics import Meter, NonFiniteError
+from lma_jax.training.meter import Meter, NonFiniteError
 from lma_jax.training.objective import objective_from
-from lma_jax.training.profiler import Profiler
-from lma_jax.training.report import Reporter
-from lma_jax.training.schedule import Clock, eval_steps, learning_rate_schedule
-from lma_jax.training.state import Network, TrainState, build_optimizer, create_state
-from lma_jax.training.step import REPLICATED, SHARDED, data_mesh, make_eval_step, make_train_step
+from lma_jax.training.reporting.profiler import Profiler
+from lma_jax.training.reporting.reporter import Reporter
+from lma_jax.training.schedule import EpochClock, eval_steps, learning_rate_schedule
+from lma_jax.training.state import TrainState, build_optimizer, create_state
+from lma_jax.training.step import make_eval_step, make_train_step
 
 
 class Trainer:
@@ -60,7 +65,7 @@ class Trainer:
                 f"{self.train_source.name} has {self.num_classes} classes and {self.val_source.name} has "
                 f"{self.val_source.num_classes}, but {only[0]!r} is in one of them only: give both the same classes"
             )
-        self.clock = Clock(len(self.train_source), config.batch_size)
+        self.clock = EpochClock(len(self.train_source), config.batch_size)
         self.eval_steps = eval_steps(config, self.clock)
         self.optimizer = build_optimizer(config, learning_rate_schedule(config, self.clock))
         self.mesh = data_mesh()
@@ -111,7 +116,7 @@ class Trainer:
             return state, None, f"starting from {origin}"
         return state, None, f"starting from random weights (seed {self.config.seed})"
 
-    def _description(self, network: Network, state: TrainState) -> str:
+    def _description(self, network: Definition, state: TrainState) -> str:
         size, devices = sum(leaf.size for leaf in jax.tree.leaves(state.params)), jax.devices()
         side = self.preprocessing.image_size
         images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
@@ -136,7 +141,7 @@ class Run:
     def __init__(
         self,
         trainer: Trainer,
-        network: Network,
+        network: Definition,
         state: TrainState,
         saved: Checkpoint | None,
         *,
@@ -249,7 +254,7 @@ class Run:
         )
         return to_device(batches, NamedSharding(trainer.mesh, SHARDED))
 
-    def _compiled_train_step(self, network: Network) -> Callable[[TrainState, Any], Any]:
+    def _compiled_train_step(self, network: Definition) -> Callable[[TrainState, Any], Any]:
         trainer, config = self.trainer, self.trainer.config
         train_step = make_train_step(
             network,

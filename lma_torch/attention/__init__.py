@@ -1,13 +1,13 @@
 """The attention modules by name. Each sits in a host where its paper and Table 1 have it, which stands beside it."""
 
 from lma_torch.attention import channel, mixed
-from lma_torch.attention.place import Attention, Place, Places
+from lma_torch.attention.placement import Attention, Placement, Placements
 from lma_torch.lma import LMA
 
-ATTENTIONS: dict[str, Places] = {
-    "lma": {"resnet": Place(LMA, "branch"), "mobilenetv2": Place(LMA, "hidden")},
-    **channel.PLACES,
-    **mixed.PLACES,
+ATTENTIONS: dict[str, Placements] = {
+    "lma": {"resnet": Placement(LMA, "branch"), "mobilenetv2": Placement(LMA, "hidden")},
+    **channel.PLACEMENTS,
+    **mixed.PLACEMENTS,
 }
 
 
@@ -17,14 +17,14 @@ def register_attention(name: str, module: Attention, *, resnet: str = "branch", 
     Args:
         name: lower-case letters and digits.
         module: constructor called as `module(channels, device=, dtype=)`.
-        resnet, mobilenetv2: its position in the hosts, see `Place`.
+        resnet, mobilenetv2: its position in the hosts, see `Placement`.
 
     Raises:
         ValueError: the name is taken or not allowed.
     """
     if not (name.isalnum() and name == name.lower()) or name in ATTENTIONS:
         raise ValueError(f"an attention cannot be named {name!r}: lower-case letters and digits, not yet taken")
-    ATTENTIONS[name] = {"resnet": Place(module, resnet), "mobilenetv2": Place(module, mobilenetv2)}
+    ATTENTIONS[name] = {"resnet": Placement(module, resnet), "mobilenetv2": Placement(module, mobilenetv2)}
 
 
-__all__ = ["ATTENTIONS", "Attention", "Place", "register_attention"]
+__all__ = ["ATTENTIONS", "Attention", "Placement", "register_attention"]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lma_torch.attention.place import RESNETS_ONLY, Place, Places
+from lma_torch.attention.placement import RESNETS_ONLY, Placement, Placements
 
 __all__ = ["ECA", "GC", "SE", "SRM", "GSoP"]
 
@@ -129,13 +129,13 @@ def mobile_eca(channels: int, **dd: Any) -> ECA:
     return ECA(channels, kernel_size=1 if channels < 96 else 3, **dd)
 
 
-PLACES: dict[str, Places] = {
-    "se": {"resnet": Place(SE, "branch"), "mobilenetv2": Place(SE, "block")},
-    "eca": {"resnet": Place(ECA, "branch"), "mobilenetv2": Place(mobile_eca, "block")},
-    "srm": {"resnet": Place(SRM, "branch"), "mobilenetv2": Place(SRM, "block")},
-    "gc": {"resnet": Place(GC, "branch"), "mobilenetv2": RESNETS_ONLY},
+PLACEMENTS: dict[str, Placements] = {
+    "se": {"resnet": Placement(SE, "branch"), "mobilenetv2": Placement(SE, "block")},
+    "eca": {"resnet": Placement(ECA, "branch"), "mobilenetv2": Placement(mobile_eca, "block")},
+    "srm": {"resnet": Placement(SRM, "branch"), "mobilenetv2": Placement(SRM, "block")},
+    "gc": {"resnet": Placement(GC, "branch"), "mobilenetv2": RESNETS_ONLY},
     "gsop": {
-        "resnet": Place(GSoP, "branch", every_block=False, last_stride=1),
+        "resnet": Placement(GSoP, "branch", every_block=False, last_stride=1),
         "mobilenetv2": "it sits in the last block of a ResNet's stages",
     },
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lma_torch.attention.channel import profile_conv, squeezed, unbiased
-from lma_torch.attention.place import RESNETS_ONLY, Place, Places
+from lma_torch.attention.placement import RESNETS_ONLY, Placement, Placements
 from lma_torch.lma import kernel_size_for
 
 __all__ = ["BAM", "CA", "CBAM", "MCA", "SA", "SGE", "TA", "SimAM"]
@@ -228,13 +228,13 @@ def mobile_ta(channels: int, **dd: Any) -> TA:
     return TA(channels, kernel_size=3, **dd)
 
 
-PLACES: dict[str, Places] = {
-    "cbam": {"resnet": Place(CBAM, "branch"), "mobilenetv2": Place(CBAM, "block")},
-    "bam": {"resnet": Place(BAM, "stage"), "mobilenetv2": "it sits between the stages of a ResNet"},
-    "ta": {"resnet": Place(TA, "branch"), "mobilenetv2": Place(mobile_ta, "block")},
-    "sa": {"resnet": Place(SA, "branch"), "mobilenetv2": RESNETS_ONLY},
-    "ca": {"resnet": Place(CA, "branch"), "mobilenetv2": Place(CA, "hidden")},
-    "sge": {"resnet": Place(SGE, "branch"), "mobilenetv2": RESNETS_ONLY},
-    "mca": {"resnet": Place(MCA, "branch"), "mobilenetv2": Place(MCA, "block")},
-    "simam": {"resnet": Place(SimAM, "conv"), "mobilenetv2": Place(SimAM, "conv")},
+PLACEMENTS: dict[str, Placements] = {
+    "cbam": {"resnet": Placement(CBAM, "branch"), "mobilenetv2": Placement(CBAM, "block")},
+    "bam": {"resnet": Placement(BAM, "stage"), "mobilenetv2": "it sits between the stages of a ResNet"},
+    "ta": {"resnet": Placement(TA, "branch"), "mobilenetv2": Placement(mobile_ta, "block")},
+    "sa": {"resnet": Placement(SA, "branch"), "mobilenetv2": RESNETS_ONLY},
+    "ca": {"resnet": Placement(CA, "branch"), "mobilenetv2": Placement(CA, "hidden")},
+    "sge": {"resnet": Placement(SGE, "branch"), "mobilenetv2": RESNETS_ONLY},
+    "mca": {"resnet": Placement(MCA, "branch"), "mobilenetv2": Placement(MCA, "block")},
+    "simam": {"resnet": Placement(SimAM, "conv"), "mobilenetv2": Placement(SimAM, "conv")},
 }

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lma_jax.checkpoint.format import load_checkpoint
+from lma_jax.checkpoint.manager import Checkpoints
+from lma_jax.checkpoint.restore import fill
 from lma_jax.errors import UserError
-from lma_jax.training.checkpoint import Checkpoints, fill, load_checkpoint
 from lma_jax.training.state import TrainState
 
 

@@ -12,7 +12,7 @@ from helpers import tiny
 from helpers.tiny import Trial, batch
 from helpers.torch_tiny import TorchTiny
 from helpers.torch_trial import TorchTrial, assert_same_weights, train
-from lma_jax.training.state import split
+from lma_jax.definition import split
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -23,10 +23,11 @@ from helpers.commands import fail, run
 from helpers.marks import deep_ones_slow
 from helpers.shapes import jax_shapes, torch_shapes
 from helpers.weights import golden_weights
+from lma_jax.checkpoint.format import load_checkpoint
+from lma_jax.checkpoint.restore import restore_model
 from lma_jax.errors import UserError
-from lma_jax.training.checkpoint import load_checkpoint, restore_model
 
-HOSTS = [name for name in lma_torch.list_models() if "_" not in name]
+BACKBONES = [name for name in lma_torch.list_models() if "_" not in name]
 LMA_HOSTS = [name for name in lma_torch.list_models() if name.endswith("_lma")]
 
 
@@ -78,7 +79,7 @@ def test_plain_mobilenetv2_has_torchvisions_names():
 
 
 @pytest.mark.parametrize(
-    "name", deep_ones_slow([*HOSTS, *LMA_HOSTS, "resnet50_se", "resnet18_bam", "mobilenetv2_cbam"])
+    "name", deep_ones_slow([*BACKBONES, *LMA_HOSTS, "resnet50_se", "resnet18_bam", "mobilenetv2_cbam"])
 )
 @pytest.mark.parametrize("wrap", [lambda s: s, to_timm], ids=["torchvision's and the authors' names", "timm's"])
 def test_every_network_is_recognised(name, wrap):
@@ -104,7 +105,7 @@ def test_what_training_scripts_wrap_around_weights_is_taken_off(wrap, tmp_path):
     assert all(torch.equal(found[key], state_dict[key]) for key in found)
 
 
-@pytest.mark.parametrize("host", deep_ones_slow(HOSTS))
+@pytest.mark.parametrize("host", deep_ones_slow(BACKBONES))
 def test_what_does_not_fit_is_listed_whole(host):
     state_dict = meta(f"{host}_lma")
     taps = [key for key in state_dict if ".conv_h." in key or ".conv_w." in key]

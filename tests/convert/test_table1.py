@@ -10,8 +10,8 @@ from PIL import Image
 import lma_jax
 from convert import fps, table1
 from helpers.commands import fail, run
+from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.errors import UserError
-from lma_jax.training.checkpoint import Checkpoints
 from lma_jax.training.state import TrainState
 
 

@@ -24,16 +24,10 @@ from lma_jax.data.augment import FILL, OPERATIONS, TWO_WAY
 from lma_jax.data.loader import _end_with_parent, eval_batches, train_batches
 from lma_jax.data.regions import decode_region
 from lma_jax.data.sources import Source, open_source
-from lma_jax.data.transforms import (
-    Augmentation,
-    BadImageError,
-    Preprocessing,
-    decode,
-    eval_image,
-    random_crop_box,
-    train_image,
-)
+from lma_jax.data.transforms import Augmentation, random_crop_box, train_image
 from lma_jax.errors import UserError
+from lma_jax.images import BadImageError, decode, eval_image
+from lma_jax.preprocessing import Preprocessing
 
 SMALL = Preprocessing(image_size=8, resize_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 

@@ -14,9 +14,9 @@ import lma_jax
 import lma_torch
 from convert.exporter import export, export_momentum, prove
 from helpers.commands import ROOT
+from lma_jax.checkpoint.format import Checkpoint, to_arrays
+from lma_jax.definition import split
 from lma_jax.errors import UserError
-from lma_jax.training.checkpoint import Checkpoint, to_arrays
-from lma_jax.training.state import split
 
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 TITLES = HEADING.findall((ROOT / "docs/recipes.md").read_text())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lma_jax.training.checkpoint import load_checkpoint
+from lma_jax.checkpoint.format import load_checkpoint
 
 STEPS = 18
 

@@ -10,7 +10,7 @@ import lma_jax
 import lma_torch
 
 
-def host_options(name: str) -> dict:
+def backbone_options(name: str) -> dict:
     """Options that take the randomness out of training mode."""
     return {"dropout": 0.0} if name.startswith("mobilenetv2") else {}
 

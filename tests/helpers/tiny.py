@@ -10,14 +10,15 @@ from ml_collections import ConfigDict
 
 import lma_jax.layers
 from configs import common
-from lma_jax.attention import Place
-from lma_jax.data.transforms import Preprocessing
-from lma_jax.registry import HOSTS
-from lma_jax.training import report
+from lma_jax.attention import Placement
+from lma_jax.preprocessing import Preprocessing
+from lma_jax.registry import BACKBONES
+from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
 from lma_jax.training.objective import objective_from
-from lma_jax.training.schedule import Clock, learning_rate_schedule
+from lma_jax.training.reporting import reporter as report
+from lma_jax.training.schedule import EpochClock, learning_rate_schedule
 from lma_jax.training.state import build_optimizer, create_state
-from lma_jax.training.step import REPLICATED, SHARDED, data_mesh, make_eval_step, make_train_step
+from lma_jax.training.step import make_eval_step, make_train_step
 
 PREPROCESSING = Preprocessing(image_size=16, resize_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 CLASSES = 10
@@ -29,7 +30,7 @@ class Tiny(nnx.Module):
     def __init__(self, *, num_classes, attention, norm_layer=lma_jax.layers.BatchNorm, dropout=0.0, rngs, **dd):
         self.conv1 = lma_jax.layers.conv(3, 8, 3, stride=2, rngs=rngs, **dd)
         self.bn1 = norm_layer(8, rngs=rngs, **dd)
-        self.attention = next(iter(Place.of(attention, "branch").at("branch", 8, rngs=rngs, **dd)), None)
+        self.attention = next(iter(Placement.of(attention, "branch").at("branch", 8, rngs=rngs, **dd)), None)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.fc = nnx.Linear(8, num_classes, rngs=rngs, **dd)
 
@@ -42,8 +43,8 @@ class Tiny(nnx.Module):
 def register(monkeypatch) -> None:
     """Makes tiny, tiny_lma and tinydropout known to create_model for the length of a test, which draws no curves."""
     monkeypatch.setattr(report, "draw_curves", lambda workdir, *, title: None)
-    monkeypatch.setitem(HOSTS, "tiny", Tiny)
-    monkeypatch.setitem(HOSTS, "tinydropout", partial(Tiny, dropout=0.5))
+    monkeypatch.setitem(BACKBONES, "tiny", Tiny)
+    monkeypatch.setitem(BACKBONES, "tinydropout", partial(Tiny, dropout=0.5))
 
 
 def recipe(**values) -> ConfigDict:
@@ -60,7 +61,7 @@ class Trial:
     def __init__(self, *, devices: int = 1, seed: int = 0, **values):
         config = recipe(**values)
         self.config = config
-        self.optimizer = build_optimizer(config, learning_rate_schedule(config, Clock(32, config.batch_size)))
+        self.optimizer = build_optimizer(config, learning_rate_schedule(config, EpochClock(32, config.batch_size)))
         self.mesh = data_mesh(jax.devices()[:devices])
         self.network, self.state = create_state(config, CLASSES, self.optimizer, NamedSharding(self.mesh, REPLICATED))
         self.objective = objective_from(config, num_classes=CLASSES)

@@ -15,7 +15,7 @@ import lma_torch.attention
 from convert import flops
 from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
 from helpers.marks import all_but_slow
-from helpers.shapes import host_options, jax_shapes, torch_shapes
+from helpers.shapes import backbone_options, jax_shapes, torch_shapes
 from helpers.weights import golden_weights, well_conditioned_weights
 
 TABLE = {name: places["resnet"].module for name, places in lma_torch.attention.ATTENTIONS.items()}
@@ -124,7 +124,7 @@ def test_a_module_and_its_gradients_are_the_same_in_both_frameworks(name, shape,
 @pytest.mark.usefixtures("x64", "compile_each_layer_once")
 @pytest.mark.parametrize("name", all_but_slow(FAST, PAIRS))
 def test_every_pair_computes_the_same_logits_in_both_frameworks(name):
-    options = dict(num_classes=7, **host_options(name))
+    options = dict(num_classes=7, **backbone_options(name))
     torch_model = torch_shapes(name, dtype=torch.float64, **options)
     weights = well_conditioned_weights(torch_model, normal(4, 3, 40, 33, seed=1))
     jax_model = convert.to_jax(weights, jax_shapes(name, param_dtype=jnp.float64, **options))

@@ -10,7 +10,7 @@ import lma_jax
 import lma_torch
 from helpers.arrays import normal, relative_error, to_nhwc
 from helpers.marks import all_but_slow
-from helpers.shapes import host_options, jax_shapes, torch_shapes
+from helpers.shapes import backbone_options, jax_shapes, torch_shapes
 from helpers.weights import well_conditioned_weights
 from lma_jax.layers import BatchNorm
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("x64", "compile_each_layer_once")
 
 @pytest.mark.parametrize("name", all_but_slow(["resnet18_lma", "resnet18_bam", "mobilenetv2_simam"], LEFT))
 def test_a_folded_network_is_the_same_function_in_both_frameworks(name):
-    options = {**OPTIONS, **host_options(name)}
+    options = {**OPTIONS, **backbone_options(name)}
     torch_model = torch_shapes(name, dtype=torch.float64, **options)
     weights = well_conditioned_weights(torch_model, normal(4, 3, 33, 40, seed=1))
     jax_model = convert.to_jax(weights, jax_shapes(name, param_dtype=jnp.float64, **options))

@@ -16,7 +16,7 @@ import convert
 import lma_jax
 import lma_torch
 from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
-from helpers.shapes import host_options, jax_shapes, torch_shapes
+from helpers.shapes import backbone_options, jax_shapes, torch_shapes
 from helpers.weights import golden_weights
 
 TOLERANCE = 1e-9
@@ -73,7 +73,7 @@ def test_the_layer_and_its_gradients(case, results_of):
 
 def torch_network(name):
     """Evaluation logits, training loss, gradients and the state after the training step."""
-    options = dict(num_classes=37, **host_options(name))
+    options = dict(num_classes=37, **backbone_options(name))
     model = torch_shapes(name, dtype=torch.float64, **options)
     model.load_state_dict(golden_weights(model), strict=True, assign=True)
     x = torch.from_numpy(normal(2, 3, 64, 96))
@@ -86,7 +86,7 @@ def torch_network(name):
 
 def jax_network(name):
     """Evaluation logits, training loss, gradients and the state after the training step, named as in PyTorch."""
-    options = dict(num_classes=37, **host_options(name))
+    options = dict(num_classes=37, **backbone_options(name))
     model = jax_shapes(name, param_dtype=jnp.float64, **options)
     convert.to_jax(golden_weights(torch_shapes(name, **options)), model)
     x = to_nhwc(normal(2, 3, 64, 96))

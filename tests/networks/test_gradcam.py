@@ -24,9 +24,10 @@ from helpers.shapes import jax_shapes, torch_shapes
 from helpers.weights import golden_weights
 from lma_jax import gradcam
 from lma_jax.cam import activation_map, gates, grad_cam, grad_cam_plus_plus, lma_layers, scale_and_resize
+from lma_jax.checkpoint.manager import Checkpoints
+from lma_jax.definition import split
 from lma_jax.errors import UserError
-from lma_jax.training.checkpoint import Checkpoints
-from lma_jax.training.state import TrainState, split
+from lma_jax.training.state import TrainState
 
 GOLDEN = {"resnet18_lma": "resnet18", "mobilenetv2_lma": "mobilenet_v2"}
 LAST_BLOCK = {"resnet18_lma": "layer4.1", "mobilenetv2_lma": "features.18"}

@@ -15,9 +15,9 @@ import convert
 import lma_jax
 from helpers.arrays import normal, relative_error, to_nhwc
 from helpers.marks import all_but_slow
-from helpers.shapes import host_options, jax_shapes, torch_shapes
+from helpers.shapes import backbone_options, jax_shapes, torch_shapes
 from helpers.weights import well_conditioned_weights
-from lma_jax.training.state import split
+from lma_jax.definition import split
 
 CLASSES = 11
 # Neither square nor of one parity; the last map is 2 x 2, so that BatchNorm sees 8 values a channel there.
@@ -116,7 +116,7 @@ def error_of_state(jax_model, torch_model, kinds=("weight", "bias", "running_mea
 def errors(name):
     """The relative errors of one network, by quantity: in eval mode, then in float64 over five steps of training."""
     errors = {}
-    options = dict(num_classes=CLASSES, **host_options(name))
+    options = dict(num_classes=CLASSES, **backbone_options(name))
     weights = well_conditioned_weights(torch_shapes(name, dtype=torch.float64, **options), batch(STEPS)[0])
     images = batch(0)[0]
     if name in FLOAT32:
@@ -147,11 +147,11 @@ def errors(name):
     return errors
 
 
-HOSTS = [name for name in lma_jax.list_models() if "_" not in name]
+BACKBONES = [name for name in lma_jax.list_models() if "_" not in name]
 
 
 @pytest.mark.parametrize(
-    "name", all_but_slow(["resnet18_lma"], [name for host in HOSTS for name in (host, f"{host}_lma")])
+    "name", all_but_slow(["resnet18_lma"], [name for host in BACKBONES for name in (host, f"{host}_lma")])
 )
 def test_the_frameworks_train_the_same_network(name):
     found = errors(name)

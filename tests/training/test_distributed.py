@@ -9,7 +9,7 @@ import pytest
 
 from helpers.commands import TINIEST, run, start
 from helpers.runs import after_step, assert_same_bits, deterministic
-from lma_jax.training.metrics import read_metrics
+from lma_jax.training.reporting.metrics import read_metrics
 
 
 def start_pair(workdir: Path) -> list[subprocess.Popen[str]]:

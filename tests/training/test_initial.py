@@ -13,18 +13,20 @@ from convert.files import write_weights
 from helpers import tiny
 from helpers.arrays import normal, to_nhwc
 from helpers.marks import all_but_slow
-from helpers.shapes import host_options, jax_shapes, torch_shapes
+from helpers.shapes import backbone_options, jax_shapes, torch_shapes
 from helpers.tiny import Trial
 from helpers.weights import golden_weights
+from lma_jax.checkpoint.format import to_arrays
+from lma_jax.checkpoint.manager import Checkpoints
+from lma_jax.definition import split
 from lma_jax.errors import UserError
-from lma_jax.registry import HOSTS
-from lma_jax.training.checkpoint import Checkpoints, to_arrays
+from lma_jax.registry import BACKBONES
 from lma_jax.training.initial import graft_lma, load_initial
-from lma_jax.training.state import TrainState, split
+from lma_jax.training.state import TrainState
 
 
 def filled(name: str, *, seed: int = 0) -> nnx.Module:
-    return convert.to_jax(golden_weights(torch_shapes(name), seed=seed), jax_shapes(name, **host_options(name)))
+    return convert.to_jax(golden_weights(torch_shapes(name), seed=seed), jax_shapes(name, **backbone_options(name)))
 
 
 def arrays_of(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -43,7 +45,7 @@ def set_arrays(model: nnx.Module, arrays: dict[str, np.ndarray]) -> nnx.Module:
 
 
 @pytest.mark.usefixtures("compile_each_layer_once")
-@pytest.mark.parametrize("host", all_but_slow(["resnet18"], HOSTS))
+@pytest.mark.parametrize("host", all_but_slow(["resnet18"], BACKBONES))
 def test_an_exact_warm_start_computes_what_the_plain_network_does(host):
     """To the last bit, in evaluation and in training mode: factors of 4 are exact."""
     plain, grown = filled(host), filled(f"{host}_lma", seed=1)

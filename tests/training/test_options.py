@@ -15,10 +15,10 @@ from helpers.marks import all_but_slow
 from helpers.tiny import CLASSES, PREPROCESSING, Trial, assert_close, batch
 from helpers.torch_tiny import TorchTiny
 from helpers.torch_trial import STEPS, TorchTrial, assert_same_weights, train
+from lma_jax.preprocessing import normalize
 from lma_jax.training.objective import Objective, cutmix, mixup
-from lma_jax.training.schedule import Clock, learning_rate_schedule
+from lma_jax.training.schedule import EpochClock, learning_rate_schedule
 from lma_jax.training.state import build_optimizer
-from lma_jax.training.step import normalize
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -210,7 +210,7 @@ def test_lamb_is_optaxs_and_leaves_undecayed_layers_to_adam(everywhere):
 
 def test_the_cosine_schedule_with_warm_up_is_pytorchs():
     config = tiny.recipe(schedule="cosine", warmup_epochs=2.0, epochs=9.0)
-    schedule = learning_rate_schedule(config, Clock(40, 8))
+    schedule = learning_rate_schedule(config, EpochClock(40, 8))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     phases = [
         torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=9),
@@ -227,14 +227,15 @@ def test_the_cosine_schedule_with_warm_up_is_pytorchs():
 
 def test_a_warm_up_leaves_the_decays_where_they_are():
     plain, warm = (
-        learning_rate_schedule(tiny.recipe(warmup_epochs=epochs, epochs=4.0), Clock(80, 8)) for epochs in (0.0, 0.5)
+        learning_rate_schedule(tiny.recipe(warmup_epochs=epochs, epochs=4.0), EpochClock(80, 8))
+        for epochs in (0.0, 0.5)
     )
     np.testing.assert_allclose([warm(step) for step in range(5)], [0.02, 0.04, 0.06, 0.08, 0.1], rtol=1e-12)
     np.testing.assert_array_equal([warm(step) for step in range(5, 40)], [plain(step) for step in range(5, 40)])
 
 
 def test_the_learning_rate_scales_with_the_batch():
-    schedule = learning_rate_schedule(tiny.recipe(base_batch_size=256, batch_size=1024), Clock(8000, 1024))
+    schedule = learning_rate_schedule(tiny.recipe(base_batch_size=256, batch_size=1024), EpochClock(8000, 1024))
     assert float(schedule(0)) == pytest.approx(0.4)
 
 

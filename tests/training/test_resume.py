@@ -10,7 +10,7 @@ import pytest
 
 from helpers.commands import TINIEST, run, start
 from helpers.runs import STEPS, after_step, assert_same_bits, deterministic, final_state
-from lma_jax.training.metrics import read_metrics
+from lma_jax.training.reporting.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from helpers import tiny
 from helpers.tiny import Trial, assert_close, batch
-from lma_jax.registry import HOSTS
+from lma_jax.registry import BACKBONES
 from lma_jax.resnet import BasicBlock, ResNet
 from lma_jax.training.step import is_product, metric_sums
 
@@ -19,7 +19,7 @@ from lma_jax.training.step import is_product, metric_sums
 def small_networks(monkeypatch):
     """Tiny ones, and a host with one block a stage, half as long to compile as ResNet-18."""
     tiny.register(monkeypatch)
-    monkeypatch.setitem(HOSTS, "resnet10", partial(ResNet, BasicBlock, (1, 1, 1, 1)))
+    monkeypatch.setitem(BACKBONES, "resnet10", partial(ResNet, BasicBlock, (1, 1, 1, 1)))
 
 
 def test_local_statistics_are_those_of_each_devices_own_share():

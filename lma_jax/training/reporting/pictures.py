@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lma_jax.training.metrics import read_metrics
+from lma_jax.training.reporting.metrics import read_metrics
 
 
 def draw_curves(workdir: Path, *, title: str) -> Path | None:

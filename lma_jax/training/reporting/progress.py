@@ -3,7 +3,7 @@
 import sys
 import time
 
-from lma_jax.training.metrics import Meter
+from lma_jax.training.meter import Meter
 
 
 class Progress:

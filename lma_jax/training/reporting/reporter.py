@@ -12,10 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lma_jax.errors import UserError
-from lma_jax.training.metrics import Meter, MetricsWriter
-from lma_jax.training.pictures import draw_curves, draw_examples
-from lma_jax.training.progress import Progress
-from lma_jax.training.schedule import Clock, learning_rate_schedule
+from lma_jax.training.meter import Meter
+from lma_jax.training.reporting.metrics import MetricsWriter
+from lma_jax.training.reporting.pictures import draw_curves, draw_examples
+from lma_jax.training.reporting.progress import Progress
+from lma_jax.training.schedule import EpochClock, learning_rate_schedule
 
 
 class Reporter:
@@ -24,7 +25,7 @@ class Reporter:
     A file that cannot be written, on a full disk for instance, makes a warning; training goes on.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, clock: Clock, *, start: int, eval_steps: list[int]):
+    def __init__(self, config: ConfigDict, workdir: Path, clock: EpochClock, *, start: int, eval_steps: list[int]):
         self._config = config
         self._workdir = workdir
         self._clock = clock

@@ -12,7 +12,7 @@ Attention = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """An attention module and where a host holds it.
 
     Attributes:
@@ -32,9 +32,9 @@ class Place:
     last_stride: int = 2
 
     @classmethod
-    def of(cls, attention: "Attention | Place | None", position: str) -> "Place":
+    def of(cls, attention: "Attention | Placement | None", position: str) -> "Placement":
         """A place as it is, or that of a constructor at `position`."""
-        if isinstance(attention, Place):
+        if isinstance(attention, Placement):
             return attention
         return cls() if attention is None else cls(attention, position)
 
@@ -44,4 +44,4 @@ class Place:
 
 
 # By family of hosts: the place of a module, or the reason why it has none.
-Places = dict[str, Place | str]
+Placements = dict[str, Placement | str]

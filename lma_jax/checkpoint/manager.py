@@ -1,0 +1,167 @@
+"""Checkpoints that describe themselves, are written atomically in the background, and are verified when read.
+
+A checkpoint is <workdir>/checkpoints/<step>: an Orbax item `state`, one array a path such as
+"params/layer1/0/conv1/kernel", and a JSON item with the metadata (model, classes, preprocessing, config, metrics)
+and a checksum of every array, which Orbax itself lacks.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from lma_jax.checkpoint.format import (
+    Checkpoint,
+    DamagedError,
+    checksum,
+    newest_good,
+    read,
+    record_checksum,
+    saved_steps,
+    to_arrays,
+)
+from lma_jax.errors import UserError
+from lma_jax.training.state import TrainState
+
+REPLACED = ".replaced"
+
+
+class Checkpoints:
+    """The checkpoints of a workdir: the newest `keep` and the best by validation top-1. Close it, or lose the last.
+
+    In a job of several processes the first one writes, and all of them read what it finds; the workdir is theirs
+    together.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int):
+        self._workdir = workdir.absolute()
+        self._folder = self._workdir / "checkpoints"
+        self._writes = jax.process_index() == 0
+        policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=lambda metrics: metrics["top1"], n=1)])
+        # One process alone: a write that fails there must not leave the others waiting.
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="lma")
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, multiprocessing_options=alone, create=False
+        )
+        if self._writes:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._clean_up()
+            self._open()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.wait()
+        if self._writes:
+            self._manager.close()
+
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint that is written, None before the first."""
+        return next(iter(saved_steps(self._folder)), None)
+
+    def load(self) -> Checkpoint | None:
+        """The newest good checkpoint, the same in all processes; None where there is none yet.
+
+        Raises:
+            UserError: every checkpoint is damaged, or this process does not see the first one's.
+        """
+        checkpoint = newest_good(self._folder) if self._writes and saved_steps(self._folder) else None
+        if jax.process_count() == 1:
+            return checkpoint
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(checkpoint.step if checkpoint else -1)))
+        if step < 0 or checkpoint is not None:
+            return checkpoint
+        try:
+            return read(self._folder, step)
+        except DamagedError as error:
+            raise UserError(f"checkpoint {step} is not in {self._workdir}, which all processes must share") from error
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves checkpoints newer than `step`, which are damaged, to the folder `damaged` beside `checkpoints`."""
+        if not self._writes:
+            return
+        for damaged in (number for number in saved_steps(self._folder) if number > step):
+            target = self._workdir / "damaged" / str(damaged)
+            target.parent.mkdir(exist_ok=True)
+            while target.exists():
+                target = target.with_name(target.name + "_")
+            (self._folder / str(damaged)).rename(target)
+        self._manager.reload()
+
+    def save(self, state: TrainState, metadata: dict[str, Any], *, top1: float) -> None:
+        """Starts to write `state` under its step; `top1` is the validation accuracy that ranks it.
+
+        A failure to write, such as a full disk, is reported on stderr, and the next save tries again.
+        """
+        if not self._writes:
+            return
+        arrays = to_arrays(state)
+        record = {"metadata": metadata, "checksums": {path: checksum(array) for path, array in arrays.items()}}
+        self.wait()
+        try:
+            self._require_space(sum(array.nbytes for array in arrays.values()))
+            self._make_way(int(arrays["step"]))
+            self._manager.save(
+                int(arrays["step"]),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    record=ocp.args.JsonSave({**record, "checksum": record_checksum(record)}),
+                ),
+                metrics={"top1": top1},
+            )
+        except Exception as error:  # Orbax wraps what the file system says in errors of many kinds
+            self._report(error)
+
+    def wait(self) -> None:
+        """Waits for the save in progress, and reports its failure."""
+        if self._writes:
+            try:
+                self._manager.wait_until_finished()
+                self._clean_up()
+            except Exception as error:
+                self._report(error)
+
+    def _open(self) -> None:
+        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+
+    def _require_space(self, size: int) -> None:
+        """Raises an OSError where the disk lacks room; Orbax would say so in a thousand lines."""
+        free = shutil.disk_usage(self._folder).free
+        if free < 1.1 * size:
+            raise OSError(f"{free / 1e6:,.0f} MB are free on the disk, {1.1 * size / 1e6:,.0f} MB are needed")
+
+    def _make_way(self, step: int) -> None:
+        """Renames a checkpoint of the same step, saved on a signal and evaluated since; it goes once it is replaced."""
+        if (self._folder / str(step)).exists():
+            (self._folder / str(step)).rename(self._folder / f"{step}{REPLACED}")
+            self._manager.reload()
+
+    def _clean_up(self) -> None:
+        """Removes what killed or failed saves have left, and puts back what they were to replace."""
+        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished)
+        for replaced in self._folder.glob(f"*{REPLACED}"):
+            target = replaced.with_name(replaced.name.removesuffix(REPLACED))
+            if target.exists():
+                shutil.rmtree(replaced)
+            else:
+                replaced.rename(target)
+
+    def _report(self, error: Exception) -> None:
+        self._clean_up()
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        print(
+            f"warning: a checkpoint could not be written to {self._folder} ({reason[:300]}); training goes on, the "
+            f"newest checkpoint is {self.newest}",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._open()

@@ -1,0 +1,1 @@
+"""Progress output and the files of a workdir."""
