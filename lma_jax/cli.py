@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 75
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and calls `main`.
+def run(main: Callable[[], None], define_flags: Callable[[], None] = lambda: None) -> None:
+    """Defines and parses the flags, and calls `main`.
 
     A UserError or a bad flag ends the program with one line on stderr and exit code 2, an InterruptedRun with 75.
     """
@@ -36,7 +36,14 @@ def run(main: Callable[[], None]) -> None:
             print(interruption, file=sys.stderr)
             sys.exit(INTERRUPTED)
 
+    define_flags()
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def define_checkpoint() -> None:
+    """Adds --checkpoint and --step."""
+    flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
+    flags.DEFINE_string("step", "newest", "Which checkpoint: newest, best (by validation top-1), or its step.")
 
 
 def define_config_flag() -> flags.FlagHolder[Any]:
