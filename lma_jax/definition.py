@@ -1,4 +1,4 @@
-"""A network split into its definition and its arrays."""
+"""A network split into its definition and its arrays, which is what jitted functions take."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,18 +10,27 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Definition:
-    """The structure of a model without its weights."""
+    """A network without its weights and statistics.
+
+    Attributes:
+        graphdef: structure of the nnx module.
+        rng_state: state of its random streams.
+    """
 
     graphdef: nnx.GraphDef
     rng_state: Tree
 
     def bind(self, params: Tree, batch_stats: Tree) -> nnx.Module:
-        """The model with these weights, in training mode."""
+        """The network with these weights and statistics, in training mode."""
         return nnx.merge(self.graphdef, params, batch_stats, self.rng_state)
 
 
 def split(model: nnx.Module) -> tuple[Definition, Tree, Tree]:
-    """A model's structure, its parameters and its batch statistics; the inverse of `Definition.bind`."""
+    """Splits a network into its definition, its parameters and its batch statistics; `Definition.bind` joins them.
+
+    Returns:
+        The definition, and two nested dictionaries of arrays, whose keys are the attribute names of the modules.
+    """
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     params, batch_stats, rng_state = map(nnx.to_pure_dict, states)
     return Definition(graphdef, rng_state), params, batch_stats

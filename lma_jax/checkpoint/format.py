@@ -1,9 +1,10 @@
-"""Checkpoints on disk: reading and verifying them."""
+"""Reading checkpoints: what they hold, and whether it is what was saved."""
 
 import json
 import sys
 import zlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,55 @@ import numpy as np
 import tensorstore as ts
 
 from lma_jax.errors import UserError
+from lma_jax.preprocessing import Preprocessing, preprocessing_from
 
 Arrays = dict[str, np.ndarray]
 
 
 class DamagedError(Exception):
-    """A checkpoint whose content is not what was saved."""
+    """The content of a checkpoint is not what was saved."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a checkpoint says about itself.
+
+    Attributes:
+        model: name of the network.
+        num_classes: number of classes.
+        class_names: their names, or None where they are unknown.
+        config: the recipe of the run. For imported weights, only what evaluation needs.
+        metrics: row of metrics of its evaluation; empty if it has not been evaluated.
+        sums: sums of the training metrics since the last evaluation.
+        imported_from: file of weights that it was imported from, if any.
+    """
+
+    model: str
+    num_classes: int
+    class_names: tuple[str, ...] | None
+    config: Mapping[str, Any]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    sums: Mapping[str, float] = field(default_factory=dict)
+    imported_from: str = ""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing of the config, which alone holds the image size, mean and standard deviation."""
+        return preprocessing_from(self.config)
+
+    def to_json(self) -> dict[str, Any]:
+        """The metadata as JSON can hold them."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Metadata":
+        """The inverse of `to_json`.
+
+        Raises:
+            TypeError: an entry is missing or unknown.
+        """
+        names = content.get("class_names")
+        return cls(**{**content, "class_names": None if names is None else tuple(names)})
 
 
 @dataclass(frozen=True)
@@ -25,17 +69,20 @@ class Checkpoint:
     """A verified checkpoint in host memory.
 
     Attributes:
-        step: the number of training steps behind it.
+        step: number of training steps behind it.
         arrays: its arrays by path.
-        metadata: model, num_classes, preprocessing, config and metrics.
+        metadata: what it says about itself.
     """
 
     step: int
     arrays: Arrays
-    metadata: dict[str, Any]
+    metadata: Metadata
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.step}, a {self.metadata.model} with {self.metadata.num_classes} classes,"
 
     def evaluated(self) -> "Checkpoint":
-        """The same with "params/..." and "batch_stats/..." alone: the moving average where the run kept one."""
+        """The same with the weights and statistics to evaluate alone: the moving average where the run kept one."""
         average = {path.removeprefix("ema/"): array for path, array in self.arrays.items() if path.startswith("ema/")}
         arrays = average or self.arrays
         kept = {path: array for path, array in arrays.items() if path.startswith(("params/", "batch_stats/"))}
@@ -46,8 +93,8 @@ def load_checkpoint(workdir: str | Path, step: str = "newest") -> Checkpoint:
     """Reads and verifies one checkpoint of a training workdir.
 
     Args:
-        workdir: the folder that training was given.
-        step: "newest" (damaged ones are passed over, with a warning on stderr), "best" by validation top-1,
+        workdir: folder of the run.
+        step: "newest" (damaged checkpoints are skipped, with a warning on stderr), "best" by validation top-1,
             or a number.
 
     Raises:
@@ -76,14 +123,26 @@ def to_arrays(tree: Any) -> Arrays:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
+def record_of(arrays: Arrays, metadata: Metadata) -> dict[str, Any]:
+    """The JSON item of a checkpoint: metadata, a checksum of every array, and one of the record itself."""
+    checksums = {path: _checksum(array) for path, array in arrays.items()}
+    record = {"metadata": metadata.to_json(), "checksums": checksums}
+    return {**record, "checksum": _record_checksum(record)}
+
+
 def saved_steps(folder: Path) -> list[int]:
-    """The steps that have a folder, newest first; unfinished saves have another name."""
+    """The steps that have a folder, newest first. Unfinished saves have other names."""
     if not folder.is_dir():
         return []
     return sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
 
 
 def newest_good(folder: Path) -> Checkpoint:
+    """The newest checkpoint that is not damaged; the damaged ones are named in a warning on stderr.
+
+    Raises:
+        UserError: all of them are damaged.
+    """
     problems = []
     for step in saved_steps(folder):
         try:
@@ -93,7 +152,7 @@ def newest_good(folder: Path) -> Checkpoint:
             continue
         if problems:
             print(
-                f"warning: damaged checkpoints are passed over: {', '.join(problems)}; using {step} of {folder.parent}",
+                f"warning: skipped damaged checkpoints {', '.join(problems)}; using {step} of {folder.parent}",
                 file=sys.stderr,
             )
         return checkpoint
@@ -101,23 +160,27 @@ def newest_good(folder: Path) -> Checkpoint:
 
 
 def read(folder: Path, step: int) -> Checkpoint:
-    """Reads one checkpoint and verifies it."""
+    """Reads the checkpoint `folder`/`step` and verifies it.
+
+    Raises:
+        DamagedError: it is not what was saved.
+    """
     try:
         record = json.loads((folder / str(step) / "record" / "metadata").read_text())
         checksum = record.pop("checksum")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise DamagedError("its metadata are unreadable") from error
-    if record_checksum(record) != checksum:
+    if _record_checksum(record) != checksum:
         raise DamagedError("its metadata differ from their checksum")
     arrays = _read_arrays(folder / str(step) / "state", list(record["checksums"]))
     for path, array in arrays.items():
-        if checksum(array) != record["checksums"][path]:
+        if _checksum(array) != record["checksums"][path]:
             raise DamagedError(f"{path} differs from its checksum")
-    return Checkpoint(step, arrays, record["metadata"])
+    return Checkpoint(step, arrays, Metadata.from_json(record["metadata"]))
 
 
 def _read_arrays(folder: Path, paths: list[str]) -> Arrays:
-    """Reads arrays of an Orbax item, which is an OCDBT store with a zarr array a path.
+    """Reads the arrays of an Orbax item, an OCDBT store with one zarr array for each path.
 
     Not through Orbax: where a file is damaged, it abandons its other reads, and each of them then complains on stderr.
     """
@@ -131,20 +194,20 @@ def _read_arrays(folder: Path, paths: list[str]) -> Arrays:
 
 
 def _best(folder: Path, steps: list[int]) -> str:
-    """The step with the highest validation top-1 among the good ones."""
+    """The step with the highest validation top-1 among the good checkpoints."""
     accuracies = {}
     for step in steps:
         try:
-            accuracies[step] = read(folder, step).metadata["metrics"].get("val_top1", -1.0)
+            accuracies[step] = read(folder, step).metadata.metrics.get("val_top1", -1.0)
         except DamagedError as error:
             print(f"warning: checkpoint {step} of {folder.parent} is damaged ({error})", file=sys.stderr)
     return str(max(accuracies, key=lambda step: accuracies[step], default=""))
 
 
-def checksum(array: np.ndarray) -> str:
+def _checksum(array: np.ndarray) -> str:
     header = f"{array.dtype}{array.shape}".encode()
     return f"{zlib.crc32(array.tobytes(), zlib.crc32(header)):08x}"
 
 
-def record_checksum(record: dict[str, Any]) -> str:
+def _record_checksum(record: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"

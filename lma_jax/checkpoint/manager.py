@@ -1,9 +1,4 @@
-"""Checkpoints that describe themselves, are written atomically in the background, and are verified when read.
-
-A checkpoint is <workdir>/checkpoints/<step>: an Orbax item `state`, one array a path such as
-"params/layer1/0/conv1/kernel", and a JSON item with the metadata (model, classes, preprocessing, config, metrics)
-and a checksum of every array, which Orbax itself lacks.
-"""
+"""Writing checkpoints: atomically, in the background, the newest ones and the best."""
 
 import shutil
 import sys
@@ -11,32 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from lma_jax.checkpoint.format import (
     Checkpoint,
     DamagedError,
-    checksum,
+    Metadata,
     newest_good,
     read,
-    record_checksum,
+    record_of,
     saved_steps,
     to_arrays,
 )
+from lma_jax.definition import split
 from lma_jax.errors import UserError
-from lma_jax.training.state import TrainState
 
 REPLACED = ".replaced"
 
 
 class Checkpoints:
-    """The checkpoints of a workdir: the newest `keep` and the best by validation top-1. Close it, or lose the last.
+    """The checkpoints of a workdir: the newest `keep` and the best by validation top-1.
 
-    In a job of several processes the first one writes, and all of them read what it finds; the workdir is theirs
-    together.
+    It must be closed, or the last asynchronous save may be lost. In a job of several processes, the first process
+    writes and all of them read, so that they must share the workdir.
     """
 
     def __init__(self, workdir: Path, *, keep: int):
@@ -64,14 +61,14 @@ class Checkpoints:
 
     @property
     def newest(self) -> int | None:
-        """The step of the newest checkpoint that is written, None before the first."""
+        """The step of the newest checkpoint on disk, None before the first."""
         return next(iter(saved_steps(self._folder)), None)
 
     def load(self) -> Checkpoint | None:
-        """The newest good checkpoint, the same in all processes; None where there is none yet.
+        """The newest good checkpoint, the same in all processes; None if there is none yet.
 
         Raises:
-            UserError: every checkpoint is damaged, or this process does not see the first one's.
+            UserError: every checkpoint is damaged, or this process does not see the one that the first process read.
         """
         checkpoint = newest_good(self._folder) if self._writes and saved_steps(self._folder) else None
         if jax.process_count() == 1:
@@ -96,32 +93,31 @@ class Checkpoints:
             (self._folder / str(damaged)).rename(target)
         self._manager.reload()
 
-    def save(self, state: TrainState, metadata: dict[str, Any], *, top1: float) -> None:
-        """Starts to write `state` under its step; `top1` is the validation accuracy that ranks it.
+    def save(self, state: Any, metadata: Metadata, *, top1: float) -> None:
+        """Starts to write a state.
 
         A failure to write, such as a full disk, is reported on stderr, and the next save tries again.
+
+        Args:
+            state: tree of arrays; the one at the path "step" is the number of the checkpoint.
+            metadata: what the checkpoint says about itself.
+            top1: validation accuracy, by which checkpoints are ranked.
         """
         if not self._writes:
             return
         arrays = to_arrays(state)
-        record = {"metadata": metadata, "checksums": {path: checksum(array) for path, array in arrays.items()}}
+        record = record_of(arrays, metadata)
         self.wait()
         try:
             self._require_space(sum(array.nbytes for array in arrays.values()))
             self._make_way(int(arrays["step"]))
-            self._manager.save(
-                int(arrays["step"]),
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays),
-                    record=ocp.args.JsonSave({**record, "checksum": record_checksum(record)}),
-                ),
-                metrics={"top1": top1},
-            )
-        except Exception as error:  # Orbax wraps what the file system says in errors of many kinds
+            items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
+            self._manager.save(int(arrays["step"]), args=items, metrics={"top1": top1})
+        except Exception as error:  # Orbax wraps the file system's errors in many kinds
             self._report(error)
 
     def wait(self) -> None:
-        """Waits for the save in progress, and reports its failure."""
+        """Waits for the save in progress and reports its failure."""
         if self._writes:
             try:
                 self._manager.wait_until_finished()
@@ -133,19 +129,19 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=self._options)
 
     def _require_space(self, size: int) -> None:
-        """Raises an OSError where the disk lacks room; Orbax would say so in a thousand lines."""
+        """Raises an OSError if the disk lacks room, which Orbax would report in a thousand lines."""
         free = shutil.disk_usage(self._folder).free
         if free < 1.1 * size:
             raise OSError(f"{free / 1e6:,.0f} MB are free on the disk, {1.1 * size / 1e6:,.0f} MB are needed")
 
     def _make_way(self, step: int) -> None:
-        """Renames a checkpoint of the same step, saved on a signal and evaluated since; it goes once it is replaced."""
+        """Renames a checkpoint of the same step, saved on a signal and evaluated since. `_clean_up` deletes it later."""
         if (self._folder / str(step)).exists():
             (self._folder / str(step)).rename(self._folder / f"{step}{REPLACED}")
             self._manager.reload()
 
     def _clean_up(self) -> None:
-        """Removes what killed or failed saves have left, and puts back what they were to replace."""
+        """Removes what killed or failed saves left behind, and restores a checkpoint that was not replaced."""
         for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(unfinished)
         for replaced in self._folder.glob(f"*{REPLACED}"):
@@ -165,3 +161,22 @@ class Checkpoints:
             flush=True,
         )
         self._open()
+
+
+def save_weights(workdir: Path, model: nnx.Module, metadata: Metadata) -> None:
+    """Writes the weights and statistics of a network as the checkpoint 0 of a new workdir.
+
+    Raises:
+        UserError: the workdir exists already or cannot be written.
+    """
+    if workdir.exists():
+        raise UserError(f"{workdir} exists already: give a new folder")
+    _, params, batch_stats = split(model)
+    try:
+        with Checkpoints(workdir, keep=1) as checkpoints:
+            state = {"step": jnp.int32(0), "params": params, "batch_stats": batch_stats}
+            checkpoints.save(state, metadata, top1=-1.0)
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
+    if checkpoints.newest is None:
+        raise UserError(f"cannot write to {workdir}")

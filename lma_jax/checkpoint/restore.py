@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from lma_jax.checkpoint.format import Checkpoint
+from lma_jax.checkpoint.format import Arrays, Checkpoint
 from lma_jax.definition import Definition, split
 from lma_jax.errors import UserError
 from lma_jax.registry import create_model
@@ -19,37 +19,44 @@ def restore_model(checkpoint: Checkpoint, *, dtype: Any = None, sharding: Shardi
     Args:
         checkpoint: what `load_checkpoint` returned.
         dtype: computation dtype; by default that of the input and the parameters.
-        sharding: where the weights go; by default the first device.
+        sharding: sharding of the weights; by default they lie on the first device.
 
     Raises:
         UserError: the arrays do not fit the model that the metadata name.
     """
     metadata = checkpoint.metadata
-    placement = sharding or SingleDeviceSharding(jax.local_devices()[0])
+    sharding = sharding or SingleDeviceSharding(jax.local_devices()[0])
     param_dtype = next(array.dtype for path, array in checkpoint.arrays.items() if path.startswith("params/"))
 
     def build() -> nnx.Module:
-        options: dict[str, Any] = dict(num_classes=metadata["num_classes"], dtype=dtype, param_dtype=param_dtype)
-        return create_model(metadata["model"], **options, rngs=nnx.Rngs(0))
+        options: dict[str, Any] = dict(num_classes=metadata.num_classes, dtype=dtype, param_dtype=param_dtype)
+        return create_model(metadata.model, **options, rngs=nnx.Rngs(0))
 
     abstract, params, batch_stats = split(nnx.eval_shape(build))
-    rng_state = jax.jit(lambda: split(build())[0].rng_state, out_shardings=placement)()
-    evaluated = checkpoint.evaluated()
+    rng_state = jax.jit(lambda: split(build())[0].rng_state, out_shardings=sharding)()
+    arrays, source = checkpoint.evaluated().arrays, str(checkpoint)
     return Definition(abstract.graphdef, rng_state).bind(
-        fill(params, evaluated, sharding=placement, prefix="params/"),
-        fill(batch_stats, evaluated, sharding=placement, prefix="batch_stats/"),
+        fill(params, arrays, prefix="params/", sharding=sharding, source=source),
+        fill(batch_stats, arrays, prefix="batch_stats/", sharding=sharding, source=source),
     )
 
 
-def fill(template: Any, checkpoint: Checkpoint, *, sharding: Sharding, prefix: str = "") -> Any:
-    """A tree like `template` (arrays or their shapes) with the checkpoint's arrays below `prefix`.
+def fill(template: Any, arrays: Arrays, *, prefix: str = "", sharding: Sharding, source: str) -> Any:
+    """A tree with the structure of `template`, filled with the arrays whose paths start with `prefix`.
+
+    Args:
+        template: tree of arrays or of their shapes.
+        arrays: arrays by path.
+        prefix: what precedes the paths of `template` in those of `arrays`.
+        sharding: sharding of the result.
+        source: what the arrays are, for the error.
 
     Raises:
         UserError: arrays are missing, unexpected or of another shape or dtype; the first ones are named.
     """
-    paths, treedef = jax.tree_util.tree_flatten_with_path(template)
-    wanted = {prefix + jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
-    found = {path: array for path, array in checkpoint.arrays.items() if path.startswith(prefix)}
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
+    wanted = {prefix + jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    found = {path: array for path, array in arrays.items() if path.startswith(prefix)}
     problems = [f"missing {path}" for path in wanted if path not in found]
     problems += [f"unexpected {path}" for path in found if path not in wanted]
     for path in sorted(wanted.keys() & found.keys()):
@@ -58,12 +65,9 @@ def fill(template: Any, checkpoint: Checkpoint, *, sharding: Sharding, prefix: s
             problems.append(f"{path} is {given.dtype}{given.shape}, not {needed.dtype}{needed.shape}")
     if problems:
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
-        raise UserError(
-            f"checkpoint {checkpoint.step} is of another network, a {checkpoint.metadata['model']} with "
-            f"{checkpoint.metadata['num_classes']} classes ({len(problems)} differences: {shown})"
-        )
-    return jax.tree_util.tree_unflatten(treedef, [_place(found[path], sharding) for path in wanted])
+        raise UserError(f"{source} is of another network ({len(problems)} differences: {shown})")
+    return jax.tree_util.tree_unflatten(treedef, [_put(found[path], sharding) for path in wanted])
 
 
-def _place(array: np.ndarray, sharding: Sharding) -> jax.Array:
+def _put(array: np.ndarray, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
