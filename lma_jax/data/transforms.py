@@ -4,16 +4,16 @@ import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image
 
 from lma_jax.data.augment import rand_augment
 from lma_jax.data.regions import decode_region
-from lma_jax.images import decode_array, require_size
+from lma_jax.images import decode_pixels, jpeg_header
 
 CROP_RATIO = (3 / 4, 4 / 3)
 
@@ -71,20 +71,16 @@ def train_image(encoded: bytes, rng: np.random.Generator, augmentation: Augmenta
 
 
 def _random_crop(encoded: bytes, rng: np.random.Generator, scale: tuple[float, float]) -> np.ndarray:
-    """A part of the image, (height, width, 3) uint8, that the thread's next call may overwrite."""
-    try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
-        require_size(width, height)
-        whole = None
-    except ValueError:
-        whole = decode_array(encoded)
-        height, width, colors = *whole.shape[:2], "RGB"
-    box = left, top, right, bottom = random_crop_box(width, height, rng, scale=scale)
-    part = decode_region(encoded, box) if colors == "YCbCr" else None
-    if part is not None:
-        return part
-    if whole is None:
-        whole = decode_array(encoded)
+    """A random part of the image, (height, width, 3) uint8. The thread's next call may overwrite it."""
+    draw_box = partial(random_crop_box, rng=rng, scale=scale)
+    header, box = jpeg_header(encoded), None
+    if header is not None and header.color_space == "YCbCr":
+        box = draw_box(header.width, header.height)
+        part = decode_region(encoded, box)
+        if part is not None:
+            return part
+    whole = decode_pixels(encoded)
+    left, top, right, bottom = box or draw_box(whole.shape[1], whole.shape[0])
     return whole[top:bottom, left:right]
 
 
