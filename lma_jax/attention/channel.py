@@ -69,6 +69,8 @@ class ECA(nnx.Module):
 class SRM(nnx.Module):
     """Style-based recalibration (Lee, Kim, Nam, ICCV 2019): y = x * s(BN(w1 mean(x) + w2 std(x))), w = 0 at first."""
 
+    same_in_torch = ("weight",)
+
     def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, **dd: Any):
         self.weight = nnx.Param(jnp.zeros((channels, 2), param_dtype))
         self.bn = BatchNorm(channels, param_dtype=param_dtype, **dd)

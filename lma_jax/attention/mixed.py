@@ -113,6 +113,8 @@ class SA(nnx.Module):
     G is 64, or in narrow layers the largest number that divides the channels; w = 0 and b = 1 at first.
     """
 
+    same_in_torch = ("weight_c", "bias_c", "weight_s", "bias_s")
+
     def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, **dd: Any):
         self.groups = groups_for(channels, parts=2)
         half = channels // (2 * self.groups)
@@ -162,6 +164,8 @@ class SGE(nnx.Module):
     G is 64, or in narrow layers the largest number that divides the channels; w = 0 and b = 1 at first.
     """
 
+    same_in_torch = ("weight", "bias")
+
     def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, **dd: Any):
         self.groups = groups_for(channels)
         self.weight = nnx.Param(jnp.zeros(self.groups, param_dtype))
@@ -179,6 +183,8 @@ class MCA(nnx.Module):
     """Multidimensional collaborative attention (Yu et al., 2023): the mean of three gated maps, one for each of the
     axes C, H and W, whose profiles weigh mean and standard deviation over the other two.
     """
+
+    same_in_torch = ("weight_c", "weight_h", "weight_w")
 
     def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **dd: Any):
         dd |= dict(param_dtype=param_dtype, rngs=rngs)

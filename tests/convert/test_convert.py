@@ -8,10 +8,10 @@ import torch
 from flax import nnx
 
 import convert
-from convert.weights import LAYERS
 from helpers.shapes import jax_shapes, torch_shapes
 from helpers.weights import golden_weights
 from lma_jax.layers import BatchNorm, conv
+from lma_jax.state_dict import LAYERS
 
 
 class Tiny(nnx.Module):
@@ -116,5 +116,6 @@ def test_a_variable_that_the_table_lacks_is_named():
 
 def test_the_layout_transforms_of_the_table_are_inverse():
     for entry in (entry for entries in LAYERS.values() for entry in entries):
-        array = np.zeros(range(2, 2 + len(entry.axes)))
-        assert array.transpose(entry.axes).transpose(entry.inverse_axes).shape == array.shape
+        array = np.zeros(range(2, 2 + len(entry.axes or (0,))))
+        assert entry.to_torch(array).shape == entry.torch_shape(array.shape)
+        assert entry.to_jax(entry.to_torch(array)).shape == array.shape
