@@ -29,11 +29,11 @@ def make_divisible(channels: float, divisor: int) -> int:
 
 
 def conv_bn_relu(
-    in_channels: int, channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1, norm_layer: Any, **dd: Any
+    in_channels: int, channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1, **options: Any
 ):
     """Convolution, batch normalisation, ReLU6."""
-    convolution = conv(in_channels, channels, kernel_size, stride=stride, groups=groups, **dd)
-    return nn.Sequential(convolution, norm_layer(channels, **dd), nn.ReLU6(inplace=True))
+    convolution = conv(in_channels, channels, kernel_size, stride=stride, groups=groups, **options)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels, **options), nn.ReLU6(inplace=True))
 
 
 class InvertedResidual(nn.Module):
@@ -47,23 +47,22 @@ class InvertedResidual(nn.Module):
         stride: int,
         expand_ratio: int,
         attention: Attention | Placement | None = None,
-        norm_layer: Any = nn.BatchNorm2d,
-        **dd: Any,
+        **options: Any,
     ):
         super().__init__()
         hidden = in_channels * expand_ratio
-        place = Placement.of(attention, "hidden")
+        placement = Placement.of(attention, "hidden")
         layers: list[nn.Module] = []
         if expand_ratio != 1:
-            layers += [conv_bn_relu(in_channels, hidden, 1, norm_layer=norm_layer, **dd)]
-        depthwise = conv_bn_relu(hidden, hidden, 3, stride=stride, groups=hidden, norm_layer=norm_layer, **dd)
-        for module in place.at("conv", hidden, **dd):
+            layers += [conv_bn_relu(in_channels, hidden, 1, **options)]
+        depthwise = conv_bn_relu(hidden, hidden, 3, stride=stride, groups=hidden, **options)
+        for module in placement.at("conv", hidden, **options):
             depthwise.insert(1, module)
         layers += [depthwise]
         if expand_ratio != 1:
-            layers += place.at("hidden", hidden, **dd)
-        layers += [conv(hidden, out_channels, 1, **dd), norm_layer(out_channels, **dd)]
-        layers += place.at("block", out_channels, **dd)
+            layers += placement.at("hidden", hidden, **options)
+        layers += [conv(hidden, out_channels, 1, **options), nn.BatchNorm2d(out_channels, **options)]
+        layers += placement.at("block", out_channels, **options)
         self.conv = nn.Sequential(*layers)
         self.use_residual = stride == 1 and in_channels == out_channels
 
@@ -79,8 +78,7 @@ class MobileNetV2(nn.Module):
         width_mult: factor on the channel counts, which are rounded to multiples of 8 (of 4 at 0.1).
         dropout: rate before the classifier.
         attention: constructor called with a channel count (and device, dtype), its Placement,
-            or None for the plain host.
-        norm_layer: constructor of the normalisation layers.
+            or None for the plain backbone.
         device: device of the parameters.
         dtype: dtype of the parameters.
     """
@@ -92,28 +90,28 @@ class MobileNetV2(nn.Module):
         width_mult: float = 1.0,
         dropout: float = 0.2,
         attention: Attention | Placement | None = None,
-        norm_layer: Any = nn.BatchNorm2d,
         device: Any = None,
         dtype: Any = None,
     ):
         super().__init__()
-        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        options: dict[str, Any] = dict(device=device, dtype=dtype)
+        block: dict[str, Any] = dict(attention=attention, **options)
         divisor = 4 if width_mult == 0.1 else 8
         channels = make_divisible(32 * width_mult, divisor)
-        features: list[nn.Module] = [conv_bn_relu(3, channels, 3, stride=2, norm_layer=norm_layer, **dd)]
+        features: list[nn.Module] = [conv_bn_relu(3, channels, 3, stride=2, **options)]
         for expand_ratio, width, depth, first_stride in ROWS:
             for stride in [first_stride] + [1] * (depth - 1):
-                block: dict[str, Any] = dict(attention=attention, norm_layer=norm_layer, **dd)
                 out_channels = make_divisible(width * width_mult, divisor)
                 features += [
                     InvertedResidual(channels, out_channels, stride=stride, expand_ratio=expand_ratio, **block)
                 ]
                 channels = out_channels
         last_channels = make_divisible(1280 * max(1.0, width_mult), divisor)
-        features += [conv_bn_relu(channels, last_channels, 1, norm_layer=norm_layer, **dd)]
+        features += [conv_bn_relu(channels, last_channels, 1, **options)]
         self.features = nn.Sequential(*features)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(last_channels, num_classes, **dd))
+        linear = nn.Linear(last_channels, num_classes, **options)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), linear)
         init_weights(self)
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -12,17 +12,19 @@ from lma_torch.layers import conv, init_weights
 
 
 class Block(nn.Module):
-    """A residual block that holds an attention module at one of its positions."""
+    """A residual block with an attention module at one of its positions."""
 
-    def hold(self, attention: Attention | Placement | None, *, conv: int, branch: int, **dd: Any) -> None:
-        """Builds the attention module for the number of channels at its position, "conv" or "branch"."""
-        place = Placement.of(attention, "branch")
-        modules = place.at("conv", conv, **dd) + place.at("branch", branch, **dd)
+    def build_attention(
+        self, attention: Attention | Placement | None, *, planes: int, channels: int, **options: Any
+    ) -> None:
+        """Builds the attention module: for `planes` channels at the position "conv", for `channels` at "branch"."""
+        placement = Placement.of(attention, "branch")
+        modules = placement.at("conv", planes, **options) + placement.at("branch", channels, **options)
         self.attention = modules[0] if modules else None
-        self.position = place.position
+        self.position = placement.position
 
-    def attend(self, x: Tensor, position: str) -> Tensor:
-        """Applies the attention module at its position; elsewhere `x` is returned."""
+    def apply_attention(self, x: Tensor, position: str) -> Tensor:
+        """Applies the attention module if `position` is its own; returns `x` unchanged otherwise."""
         return self.attention(x) if self.attention is not None and position == self.position else x
 
 
@@ -38,24 +40,23 @@ class BasicBlock(Block):
         *,
         stride: int = 1,
         attention: Attention | Placement | None = None,
-        norm_layer: Any = nn.BatchNorm2d,
-        **dd: Any,
+        **options: Any,
     ):
         super().__init__()
         channels = planes * self.expansion
-        self.conv1 = conv(in_channels, planes, 3, stride=stride, **dd)
-        self.bn1 = norm_layer(planes, **dd)
-        self.conv2 = conv(planes, channels, 3, **dd)
-        self.bn2 = norm_layer(channels, **dd)
-        self.hold(attention, conv=planes, branch=channels, **dd)
-        self.downsample = shortcut(in_channels, channels, stride, norm_layer, **dd)
+        self.conv1 = conv(in_channels, planes, 3, stride=stride, **options)
+        self.bn1 = nn.BatchNorm2d(planes, **options)
+        self.conv2 = conv(planes, channels, 3, **options)
+        self.bn2 = nn.BatchNorm2d(channels, **options)
+        self.build_attention(attention, planes=planes, channels=channels, **options)
+        self.downsample = shortcut(in_channels, channels, stride, **options)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.attend(self.conv2(x), "conv")
-        x = self.attend(self.bn2(x), "branch")
+        x = self.apply_attention(self.conv2(x), "conv")
+        x = self.apply_attention(self.bn2(x), "branch")
         return self.relu(x + identity)
 
 
@@ -71,35 +72,34 @@ class Bottleneck(Block):
         *,
         stride: int = 1,
         attention: Attention | Placement | None = None,
-        norm_layer: Any = nn.BatchNorm2d,
-        **dd: Any,
+        **options: Any,
     ):
         super().__init__()
         channels = planes * self.expansion
-        self.conv1 = conv(in_channels, planes, 1, **dd)
-        self.bn1 = norm_layer(planes, **dd)
-        self.conv2 = conv(planes, planes, 3, stride=stride, **dd)
-        self.bn2 = norm_layer(planes, **dd)
-        self.conv3 = conv(planes, channels, 1, **dd)
-        self.bn3 = norm_layer(channels, **dd)
-        self.hold(attention, conv=planes, branch=channels, **dd)
-        self.downsample = shortcut(in_channels, channels, stride, norm_layer, **dd)
+        self.conv1 = conv(in_channels, planes, 1, **options)
+        self.bn1 = nn.BatchNorm2d(planes, **options)
+        self.conv2 = conv(planes, planes, 3, stride=stride, **options)
+        self.bn2 = nn.BatchNorm2d(planes, **options)
+        self.conv3 = conv(planes, channels, 1, **options)
+        self.bn3 = nn.BatchNorm2d(channels, **options)
+        self.build_attention(attention, planes=planes, channels=channels, **options)
+        self.downsample = shortcut(in_channels, channels, stride, **options)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.attend(self.conv2(x), "conv")
+        x = self.apply_attention(self.conv2(x), "conv")
         x = self.relu(self.bn2(x))
-        x = self.attend(self.bn3(self.conv3(x)), "branch")
+        x = self.apply_attention(self.bn3(self.conv3(x)), "branch")
         return self.relu(x + identity)
 
 
-def shortcut(in_channels: int, channels: int, stride: int, norm_layer: Any, **dd: Any) -> nn.Sequential | None:
+def shortcut(in_channels: int, channels: int, stride: int, **options: Any) -> nn.Sequential | None:
     """The projection of a block's input where its shape changes, else None."""
     if stride == 1 and in_channels == channels:
         return None
-    return nn.Sequential(conv(in_channels, channels, 1, stride=stride, **dd), norm_layer(channels, **dd))
+    return nn.Sequential(conv(in_channels, channels, 1, stride=stride, **options), nn.BatchNorm2d(channels, **options))
 
 
 class ResNet(nn.Module):
@@ -109,9 +109,9 @@ class ResNet(nn.Module):
         block: BasicBlock or Bottleneck.
         depths: number of blocks in each of the four stages.
         num_classes: size of the output.
+        width: channels of the first stage, before the block's expansion; stages 2 to 4 have 2, 4 and 8 times as many.
         attention: constructor called with a channel count (and device, dtype), its Placement,
-            or None for the plain host.
-        norm_layer: constructor of the normalisation layers.
+            or None for the plain backbone.
         device: device of the parameters.
         dtype: dtype of the parameters.
     """
@@ -122,35 +122,37 @@ class ResNet(nn.Module):
         depths: tuple[int, int, int, int],
         *,
         num_classes: int = 1000,
+        width: int = 64,
         attention: Attention | Placement | None = None,
-        norm_layer: Any = nn.BatchNorm2d,
         device: Any = None,
         dtype: Any = None,
     ):
         super().__init__()
-        dd: dict[str, Any] = dict(device=device, dtype=dtype)
-        self.conv1 = conv(3, 64, 7, stride=2, **dd)
-        self.bn1 = norm_layer(64, **dd)
+        options: dict[str, Any] = dict(device=device, dtype=dtype)
+        self.conv1 = conv(3, width, 7, stride=2, **options)
+        self.bn1 = nn.BatchNorm2d(width, **options)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
-        place = Placement.of(attention, "branch")
+        placement = Placement.of(attention, "branch")
 
         def stage(in_channels: int, planes: int, depth: int, stride: int) -> nn.Sequential:
             channels = [in_channels] + [planes * block.expansion] * (depth - 1)
             strides = [stride] + [1] * (depth - 1)
-            places = [place if place.every_block else None] * (depth - 1) + [place]
-            options: dict[str, Any] = dict(norm_layer=norm_layer, **dd)
-            blocks = [block(c, planes, stride=s, attention=a, **options) for c, s, a in zip(channels, strides, places)]
-            behind = place.at("stage", planes * block.expansion, **dd) if planes < 512 else []
+            attentions = [placement if placement.every_block else None] * (depth - 1) + [placement]
+            blocks = [
+                block(c, planes, stride=s, attention=a, **options) for c, s, a in zip(channels, strides, attentions)
+            ]
+            last = planes == 8 * width
+            behind = [] if last else placement.at("stage", planes * block.expansion, **options)
             return nn.Sequential(*blocks, *behind)
 
-        self.layer1 = stage(64, 64, depths[0], stride=1)
-        self.layer2 = stage(64 * block.expansion, 128, depths[1], stride=2)
-        self.layer3 = stage(128 * block.expansion, 256, depths[2], stride=2)
-        self.layer4 = stage(256 * block.expansion, 512, depths[3], stride=place.last_stride)
+        self.layer1 = stage(width, width, depths[0], stride=1)
+        self.layer2 = stage(width * block.expansion, 2 * width, depths[1], stride=2)
+        self.layer3 = stage(2 * width * block.expansion, 4 * width, depths[2], stride=2)
+        self.layer4 = stage(4 * width * block.expansion, 8 * width, depths[3], stride=placement.last_stride)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512 * block.expansion, num_classes, **dd)
+        self.fc = nn.Linear(8 * width * block.expansion, num_classes, **options)
         init_weights(self)
 
     def forward_features(self, x: Tensor) -> Tensor:

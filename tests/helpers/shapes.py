@@ -15,6 +15,12 @@ def backbone_options(name: str) -> dict:
     return {"dropout": 0.0} if name.startswith("mobilenetv2") else {}
 
 
+def narrow_options(name: str) -> dict:
+    """Options that make a network a hundred times smaller and keep its depth and its blocks, without randomness."""
+    width = {"width_mult": 0.1} if name.startswith("mobilenetv2") else {"width": 8}
+    return {**width, **backbone_options(name)}
+
+
 @cache
 def _traced_model(name: str, options: tuple) -> nnx.Module:
     # Shapes need no new key each time, and counting keys while tracing is quadratic in the depth.

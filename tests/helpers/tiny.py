@@ -27,12 +27,12 @@ CLASSES = 10
 class Tiny(nnx.Module):
     """Convolution, normalisation, attention, and a head with dropout."""
 
-    def __init__(self, *, num_classes, attention, norm_layer=lma_jax.layers.BatchNorm, dropout=0.0, rngs, **dd):
-        self.conv1 = lma_jax.layers.conv(3, 8, 3, stride=2, rngs=rngs, **dd)
-        self.bn1 = norm_layer(8, rngs=rngs, **dd)
-        self.attention = next(iter(Placement.of(attention, "branch").at("branch", 8, rngs=rngs, **dd)), None)
+    def __init__(self, *, num_classes, attention, dropout=0.0, rngs, **options):
+        self.conv1 = lma_jax.layers.conv(3, 8, 3, stride=2, rngs=rngs, **options)
+        self.bn1 = lma_jax.layers.BatchNorm(8, rngs=rngs, **options)
+        self.attention = next(iter(Placement.of(attention, "branch").at("branch", 8, rngs=rngs, **options)), None)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.fc = nnx.Linear(8, num_classes, rngs=rngs, **dd)
+        self.fc = nnx.Linear(8, num_classes, rngs=rngs, **options)
 
     def __call__(self, x):
         x = self.bn1(self.conv1(x))
