@@ -62,20 +62,14 @@ def _exported_pair(workdir: str, step: str, weights: Path):
 def _images(preprocessing) -> np.ndarray:
     """Random images, or those of --image_folder as evaluation sees them."""
     from configs import common
-    from lma_jax.images import IMAGE_SUFFIXES, BadImageError, eval_image
+    from lma_jax.images import image_files, read_image
     from lma_jax.preprocessing import preprocessing_from
 
     preprocessing = preprocessing or preprocessing_from(common.get_config())
     if FOLDER.value is None:
         size = preprocessing.image_size
         return np.random.default_rng(0).normal(size=(IMAGES.value, size, size, 3))
-    paths = sorted(path for path in Path(FOLDER.value).glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise UserError(f"{FOLDER.value} holds no images")
-    try:
-        pixels = np.stack([eval_image(path.read_bytes(), preprocessing) for path in paths])
-    except (BadImageError, OSError) as error:
-        raise UserError(f"an image in {FOLDER.value} cannot be read: {error}") from error
+    pixels = np.stack([read_image(path, preprocessing) for path in image_files(FOLDER.value)])
     return (pixels / 255 - preprocessing.mean) / preprocessing.std
 
 

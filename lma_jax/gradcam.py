@@ -43,12 +43,14 @@ def main() -> None:
 
     from lma_jax.checkpoint.format import load_checkpoint
     from lma_jax.checkpoint.restore import restore_model
+    from lma_jax.images import image_files, read_image
     from lma_jax.preprocessing import normalize, preprocessing_from
 
     output = Path(OUTPUT.value)
     if output.suffix not in SUFFIXES:
         raise UserError(f"{output} must end in {', '.join(SUFFIXES)}")
-    files = _image_files(Path(IMAGE.value))
+    path = Path(IMAGE.value)
+    files = image_files(path)
     if GATES.value and (len(files) > 1 or CLASS_ID.value is not None):
         raise UserError("--gates takes one image file, and no --class_id: the gates are the same for all classes")
     checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)
@@ -56,7 +58,8 @@ def main() -> None:
     if CLASS_ID.value is not None and CLASS_ID.value >= metadata["num_classes"]:
         raise UserError(f"--class_id={CLASS_ID.value}: the network's classes are 0 to {metadata['num_classes'] - 1}")
     preprocessing = preprocessing_from(metadata["preprocessing"])
-    images = {file.name: _read(file, preprocessing) for file in files[:MAX_IMAGES]}
+    folder = path if path.is_dir() else path.parent
+    images = {file.relative_to(folder).as_posix(): read_image(file, preprocessing) for file in files[:MAX_IMAGES]}
     if len(files) > MAX_IMAGES:
         print(f"{IMAGE.value} holds {len(files):,} images, the first {MAX_IMAGES} are shown")
 
@@ -71,32 +74,6 @@ def main() -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     _save(figure, output)
-
-
-def _image_files(path: Path) -> list[Path]:
-    """The file, or the images of the folder by name."""
-    from lma_jax.images import IMAGE_SUFFIXES
-
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"image {path} does not exist")
-    files = sorted(path.iterdir())
-    files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "." and file.is_file()]
-    if not files:
-        raise UserError(f"folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return files
-
-
-def _read(file: Path, preprocessing: Any) -> np.ndarray:
-    from lma_jax.images import BadImageError, eval_image
-
-    try:
-        return eval_image(file.read_bytes(), preprocessing)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    except BadImageError as error:
-        raise UserError(f"{file} is no image that can be decoded ({error})") from error
 
 
 def _maps_figure(model: Any, images: dict[str, np.ndarray], inputs: dict[str, Any], title: str, *, loss: str) -> Any:

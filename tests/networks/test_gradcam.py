@@ -296,7 +296,7 @@ def test_gates_are_drawn(draw, tmp_path):
 
 
 def test_a_map_of_one_pixel_is_pointed_out(draw, monkeypatch):
-    monkeypatch.setattr(gradcam, "_read", lambda *_: np.zeros((32, 32, 3), np.uint8))
+    monkeypatch.setattr("lma_jax.images.read_image", lambda *_: np.zeros((32, 32, 3), np.uint8))
     assert "warning: the map of the last layer is one pixel: name an earlier --layer" in draw(
         image="{runs}/photos/0.jpg"
     )
@@ -306,7 +306,7 @@ def test_a_map_of_one_pixel_is_pointed_out(draw, monkeypatch):
     ("options", "expected"),
     [
         (dict(image="{tmp}/cat.jpg"), "cat.jpg does not exist"),
-        (dict(image="{tmp}"), "holds no images (.jpg"),
+        (dict(image="{tmp}/folder.png"), "holds no images (.jpg"),
         (dict(image="{tmp}/notes.txt"), "notes.txt is no image that can be decoded"),
         (dict(image="{tmp}/cut"), "0.jpg is no image that can be decoded"),
         (dict(checkpoint="{tmp}"), "holds no checkpoint"),
