@@ -178,7 +178,9 @@ def fill_fps(rows: Sequence[Row], frameworks: Sequence[str], **options: Any) -> 
         frameworks: "jax", "torch" or both.
         options: dtype, batch_size, image_size, device ("cpu" or "gpu") and rounds.
     """
-    from convert.fps import MODES, Variant, build, measure
+    from convert.measure.fps import images_per_second
+    from convert.measure.runs import MODES, Variant, build
+    from convert.measure.timing import measure
 
     for framework in frameworks:
         for host in dict.fromkeys(row.published.model.partition("_")[0] for row in rows):
@@ -191,7 +193,7 @@ def fill_fps(rows: Sequence[Row], frameworks: Sequence[str], **options: Any) -> 
             for row in own:
                 timing = next(t for t in (plain, *others) if t.variant.model == row.published.model)
                 if timing.error is None and plain.error is None:
-                    row.fps[framework] = timing.images_per_second
+                    row.fps[framework] = images_per_second(timing)
                     row.relative_fps[framework] = ratio(timing.seconds, plain.seconds)
 
 
@@ -318,7 +320,7 @@ def main() -> None:
     rows = [counted(published) for published in chosen(options.rows)]
     fill_accuracy(rows, options.checkpoints)
     if not options.quick:
-        from convert.fps import choose_device
+        from convert.measure.runs import choose_device
 
         frameworks = ("jax", "torch") if options.framework == "both" else (options.framework,)
         device, title = choose_device(options.device, frameworks)

@@ -9,8 +9,11 @@ import torch
 from flax import nnx
 
 import lma_torch
-from convert import fps, to_torch
-from convert.fps import Timing, Variant, measure, ratios
+from convert import flag_values, to_torch
+from convert.measure import runs
+from convert.measure.fps import images_per_second, ratios, row, table
+from convert.measure.runs import Variant
+from convert.measure.timing import Timing, measure
 from helpers.arrays import relative_error
 from helpers.commands import fail, run
 from lma_jax import LMA
@@ -59,7 +62,7 @@ def test_rates_percentiles_and_ratios_are_those_of_the_times():
     lma = Timing(LMA_EAGER, 1.0, [2.0, 4.0, 4.0, 8.0])
     plain = Timing(PLAIN_EAGER, 1.0, [1.0, 1.0, 3.0, 8.0])
     in_jax = Timing(LMA_JAX, 1.0, [1.0, 2.0, 2.0, 4.0])
-    assert lma.images_per_second == 8 / 4
+    assert images_per_second(lma) == 8 / 4
     assert lma.latency == pytest.approx({"p50": 4, "p90": 6.8, "p99": 7.88})
     host, framework = ratios([in_jax, lma, plain], {"net_lma": "net"})
     # In pairs by round: 0.5, 0.25, 0.75, 1; the ratio of the medians would be another.
@@ -87,9 +90,9 @@ def test_a_variant_that_fails_does_not_stop_the_others(fails_at):
     assert f"{LMA_EAGER}: unavailable, {lma.error}" in said
     assert plain.seconds == [1, 1, 1]
     assert ratios([lma, plain], {"net_lma": "net"}) == []
-    assert lma.row["error"] == lma.error
-    assert "seconds" not in lma.row
-    assert "unavailable" in fps._table([lma, plain], [])
+    assert row(lma)["error"] == lma.error
+    assert "seconds" not in row(lma)
+    assert "unavailable" in table([lma, plain], [])
 
 
 def test_a_compiler_that_fails_makes_its_variant_unavailable(monkeypatch):
@@ -98,8 +101,8 @@ def test_a_compiler_that_fails_makes_its_variant_unavailable(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     model, images = lma_torch.LMA(4), torch.ones(1, 4, 2, 2)
-    modes = {Variant("lma", "torch", mode, "float32", 1): mode for mode in fps.MODES["torch"]}
-    builders = {variant: lambda mode=mode: fps.torch_run(model, images, mode) for variant, mode in modes.items()}
+    modes = {Variant("lma", "torch", mode, "float32", 1): mode for mode in runs.MODES["torch"]}
+    builders = {variant: lambda mode=mode: runs.torch_run(model, images, mode) for variant, mode in modes.items()}
     errors = [timing.error for timing in measure(builders, rounds=1, say=lambda _: None)]
     assert errors[:2] == [None, None]
     assert all("no working C++ compiler" in error for error in errors[2:])
@@ -111,9 +114,9 @@ def test_what_is_run_is_the_network():
     twin = torch.nn.Sequential(lma_torch.LMA(16))
     twin.load_state_dict(to_torch(model))
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 16), np.float32)
-    given = fps.jax_run(layer, jnp.asarray(x))()
+    given = runs.jax_run(layer, jnp.asarray(x))()
     for mode in ("eager", "channels_last"):
-        expected = fps.torch_run(twin, torch.from_numpy(x).permute(0, 3, 1, 2), mode)().permute(0, 2, 3, 1)
+        expected = runs.torch_run(twin, torch.from_numpy(x).permute(0, 3, 1, 2), mode)().permute(0, 2, 3, 1)
         assert relative_error(given, expected) < 1e-5
 
 
@@ -132,11 +135,11 @@ def test_the_command_measures_prints_writes_and_draws(tmp_path):
 
 def test_mistakes_are_told():
     with pytest.raises(UserError, match="--dtype has no 'float23', did you mean 'float32'"):
-        fps.choose("dtype", ["float23"], fps.DTYPES)
+        flag_values.choose("dtype", ["float23"], runs.DTYPES)
     with pytest.raises(UserError, match="--modes is empty"):
-        fps.choose("modes", [], fps.MODES["torch"])
+        flag_values.choose("modes", [], runs.MODES["torch"])
     for given in (["0"], ["-1"], ["8", "x"], []):
         with pytest.raises(UserError, match="--batch_size takes numbers above 0"):
-            fps.positive("batch_size", given)
-    assert fps.positive("batch_size", ["8", "1", "8"]) == (8, 1)
+            flag_values.positive("batch_size", given)
+    assert flag_values.positive("batch_size", ["8", "1", "8"]) == (8, 1)
     assert "no model is called 'resnet51', did you mean 'resnet50'" in fail("convert.fps", "--model=resnet51")

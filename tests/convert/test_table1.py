@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import lma_jax
-from convert import fps, table1
+from convert import table1
+from convert.measure import runs
 from helpers.commands import fail, run
 from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.errors import UserError
@@ -62,7 +63,7 @@ def test_fps_are_relative_to_the_plain_host_in_turns_with_it(monkeypatch):
         built.append(variant)
         return lambda: None
 
-    monkeypatch.setattr(fps, "build", build)
+    monkeypatch.setattr(runs, "build", build)
     rows = [row_of("resnet18_se"), row_of("resnet50"), row_of("resnet18_lma")]
     options = dict(dtype="float32", batch_size=2, image_size=8, device="cpu", rounds=3)
     table1.fill_fps(rows, ("jax", "torch"), **options)
