@@ -9,7 +9,6 @@ softmax) at A:
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import jax
@@ -17,20 +16,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lma_jax.errors import nearest
+from lma_jax.intercept import intercept
 from lma_jax.lma import LMA
 
-SPACE = (1, 2)
+SPATIAL_AXES = (1, 2)
 
 
 def _mean_gradient(activations: jax.Array, gradient: jax.Array) -> jax.Array:
-    return gradient.mean(SPACE, keepdims=True)
+    return gradient.mean(SPATIAL_AXES, keepdims=True)
 
 
 def _positive_gradient(activations: jax.Array, gradient: jax.Array) -> jax.Array:
     """Grad-CAM++ as pytorch-grad-cam 1.5.7 has it, sum of the activations over space and epsilon included."""
-    total = activations.sum(SPACE, keepdims=True)
+    total = activations.sum(SPATIAL_AXES, keepdims=True)
     terms = gradient**3 / (2 * gradient**2 + total * gradient**3 + 1e-6)
-    return jnp.where(gradient > 0, terms, 0).sum(SPACE, keepdims=True)
+    return jnp.where(gradient > 0, terms, 0).sum(SPATIAL_AXES, keepdims=True)
 
 
 METHODS = {"gradcam++": _positive_gradient, "gradcam": _mean_gradient}
@@ -125,8 +125,8 @@ def lma_layers(model: Any) -> list[str]:
 
 
 def _scale(maps: jax.Array) -> jax.Array:
-    maps = maps - maps.min(SPACE, keepdims=True)
-    return maps / (1e-7 + maps.max(SPACE, keepdims=True))
+    maps = maps - maps.min(SPATIAL_AXES, keepdims=True)
+    return maps / (1e-7 + maps.max(SPATIAL_AXES, keepdims=True))
 
 
 def _require_layer(model: Any, layer: str) -> None:
@@ -161,46 +161,41 @@ def _split_forward(
     """A feature map, and the rest of the network as a function of it."""
     if layer is None:
         return model.forward_features(images), model.forward_head
-    tap = _Tap(model, layer)
-    model(images)
-    if tap.output is None or tap.output.ndim != 4:
+    outputs = {}
+
+    def record(path: str, module: nnx.Module, call: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs[path] = call(*args, **kwargs)
+        return outputs[path]
+
+    intercept(model, record)(images)
+    if layer not in outputs or outputs[layer].ndim != 4:
         raise ValueError(f"layer {layer!r} gives no feature map (N, h, w, C)")
 
     def head(activations: jax.Array) -> jax.Array:
-        tap.replacement = activations
-        return model(images)
+        def replace(path: str, module: nnx.Module, call: Any, *args: Any, **kwargs: Any) -> Any:
+            return activations if path == layer else call(*args, **kwargs)
 
-    return tap.output, head
+        return intercept(model, replace)(images)
+
+    return outputs[layer], head
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="layers")
 def _gates(graphdef: Any, state: Any, images: jax.Array, *, layers: tuple[str, ...]) -> Any:
     model = _evaluating(graphdef, state)
-    taps = {layer: _Tap(model, layer) for layer in layers}
-    model(images)
-    return {layer: tap.module.gates(tap.input) for layer, tap in taps.items()}
+    found = {}
+
+    def record(path: str, module: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+        if path in layers:
+            found[path] = module.gates(*args)
+        return call(*args, **kwargs)
+
+    intercept(model, record)(images)
+    return found
 
 
 def _evaluating(graphdef: Any, state: Any) -> Any:
-    """A copy of a model in evaluation mode, which may be taken apart."""
+    """A copy of a model in evaluation mode."""
     model = nnx.merge(graphdef, state)
     model.eval()
     return model
-
-
-class _Tap:
-    """Takes the place of a module in a network: keeps what passes through it, and can replace what comes out."""
-
-    def __init__(self, model: Any, path: str):
-        parent, _, name = path.rpartition(".")
-        holder = attrgetter(parent)(model) if parent else model
-        self.module: Any = getattr(holder, name)
-        self.input: Any = None
-        self.output: Any = None
-        self.replacement: Any = None
-        setattr(holder, name, self)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        self.input = x
-        self.output = self.module(x) if self.replacement is None else self.replacement
-        return self.output

@@ -1,51 +1,41 @@
-"""Multiply-accumulates of a function, or of every layer of a network, counted in the jaxpr."""
+"""Multiply-accumulates of a network or of each of its layers, counted in the operations that it calls."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from lma_jax.intercept import intercept
 from lma_jax.lma import LMA
 
 
-def count_macs(function: Callable[..., Any], *arguments: Any) -> int:
-    """Multiply-accumulates of all convolutions and matrix products in a call, padding taps included.
-
-    A scan counts as often as it runs, a cond as its dearest branch, and a while loop, whose length is unknown, once.
-
-    Args:
-        function: a function of arrays; nothing is computed.
-        arguments: arrays or their shapes (jax.ShapeDtypeStruct).
-    """
-    return sum(macs for _, macs in _walk(jax.make_jaxpr(function)(*arguments).jaxpr))
+def count_macs(model: nnx.Module, *inputs: Any) -> int:
+    """The sum of `macs_by_layer`: the multiply-accumulates of a call in evaluation mode."""
+    return sum(macs_by_layer(model, *inputs).values())
 
 
 def macs_by_layer(model: nnx.Module, *inputs: Any) -> dict[str, int]:
     """Multiply-accumulates of every layer in a call in evaluation mode, by its dotted path ("" is the network itself).
 
-    Counted as in `count_macs`, hence without biases, and for the innermost layer in whose call they stand; layers
-    without any are left out. LMA counts as published, its correlations being convolutions, and hosts' convolutions
-    count their whole kernel on a map of one pixel too: so `lma_torch.flops.macs_by_layer` gives the same.
+    Convolutions, padding included, and matrix products count, in functional form too, and biases do not. Each belongs
+    to the innermost layer whose call contains it; a layer without any is left out. LMA counts as published: its
+    correlations are convolutions. A scan counts as often as it runs, a cond as its most expensive branch, and a while
+    loop, whose length is unknown, once. `lma_torch.flops.macs_by_layer` gives the same.
 
     Args:
         model: any network, with values or with shapes (nnx.eval_shape) in its variables; it is left as it is.
-        inputs: arrays or their shapes (jax.ShapeDtypeStruct).
+        inputs: arrays or their shapes (jax.ShapeDtypeStruct). Nothing is computed.
     """
     graphdef, state = nnx.split(model)
 
     def forward(state: nnx.State, *inputs: Any) -> Any:
         model = nnx.merge(graphdef, state)
         model.eval()
-        for path, module in list(nnx.iter_modules(model)):
-            if callable(module):
-                vars(module)["_scope"] = SCOPE + ".".join(map(str, path))
-                module.__class__ = _scoped(type(module))
-        return model(*inputs)
+        return intercept(model, _call_in_scope)(*inputs)
 
     macs: Counter[str] = Counter()
     for scopes, number in _walk(jax.make_jaxpr(forward)(state, *inputs).jaxpr):
@@ -57,33 +47,21 @@ def macs_by_layer(model: nnx.Module, *inputs: Any) -> dict[str, int]:
 SCOPE = "@"
 
 
-def _lma_as_published(layer: LMA, x: jax.Array) -> jax.Array:
-    """LMA's function, with the correlations of its profiles as the convolutions that hold their taps."""
+def _call_in_scope(path: str, module: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls a layer, as published, in a name scope by which the jaxpr tells the layer of an equation."""
+    with jax.named_scope(SCOPE + path):
+        if isinstance(module, LMA):
+            return lma_as_published(module, *args)
+        if isinstance(module, nnx.Conv):
+            module.conv_general_dilated = jax.lax.conv_general_dilated  # not the cheaper forms of convolution.py
+        return call(*args, **kwargs)
+
+
+def lma_as_published(layer: Any, x: jax.Array) -> jax.Array:
+    """LMA's function by calls of its two convolutions; slower than `layer(x)`."""
     gate_h = jax.nn.sigmoid(layer.conv_h(x.mean(-2)[..., None])[..., 0])
     gate_w = jax.nn.sigmoid(layer.conv_w(x.mean(-3)[..., None])[..., 0])
     return x * gate_w[..., None, :, :] * gate_h[..., :, None, :]
-
-
-def _conv_as_published(layer: nnx.Conv, x: jax.Array) -> jax.Array:
-    """The whole convolution, also where a host computes it in a shorter form."""
-    layer.conv_general_dilated = jax.lax.conv_general_dilated
-    return nnx.Conv.__call__(layer, x)
-
-
-# What is traced in place of a layer's own call.
-COUNTED_AS: dict[type, Callable[..., Any]] = {LMA: _lma_as_published, nnx.Conv: _conv_as_published}
-
-
-@cache
-def _scoped(kind: Any) -> type:
-    """`kind` with a name scope around its calls, by which the jaxpr tells the layer of an equation."""
-    call = COUNTED_AS.get(kind, kind.__call__)
-
-    def scoped_call(self: Any, *arguments: Any, **options: Any) -> Any:
-        with jax.named_scope(self._scope):
-            return call(self, *arguments, **options)
-
-    return type(kind.__name__, (kind,), {"__call__": scoped_call})
 
 
 def _walk(jaxpr: Jaxpr, outer: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:

@@ -12,19 +12,20 @@ from lma_torch.lma import LMA
 
 
 def count_macs(model: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-accumulates of all convolutions and matrix products in a call in evaluation mode, without biases."""
+    """The sum of `macs_by_layer`: the multiply-accumulates of a call in evaluation mode."""
     return sum(macs_by_layer(model, *inputs).values())
 
 
 def macs_by_layer(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
     """Multiply-accumulates of every layer in a call in evaluation mode, by its dotted path ("" is the network itself).
 
-    Those of convolutions and matrix products, functional ones too, without biases, for the innermost layer in whose
-    call they stand; layers without any are left out. LMA counts as published, its correlations being convolutions.
+    Convolutions, padding included, and matrix products count, in functional form too, and biases do not. Each belongs
+    to the innermost layer whose call contains it; a layer without any is left out. LMA counts as published: its
+    correlations are convolutions. `lma_jax.flops.macs_by_layer` gives the same.
 
     Args:
-        model: any network, on any device; nothing is computed, and it is left as it is.
-        inputs: tensors on any device, whose shapes alone matter.
+        model: any network, on any device; it is left as it is.
+        inputs: tensors on any device, of which only the shapes matter. Nothing is computed.
     """
     model = as_published(copy.deepcopy(model).to("meta").eval())
     counter = FlopCounterMode(display=False)
@@ -40,17 +41,18 @@ def macs_by_layer(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
 
 
 def as_published(model: nn.Module) -> nn.Module:
-    """Lets every LMA of a network call its convolutions, so that counters of operations see them; returns the network.
+    """Makes every LMA of a network call its convolutions, so that counters of operations see them; returns the network.
 
     It computes the same, slower.
     """
     for module in model.modules():
         if isinstance(module, LMA):
-            module.forward = partial(_lma_as_published, module)  # type: ignore[method-assign]
+            module.forward = partial(lma_as_published, module)  # type: ignore[method-assign]
     return model
 
 
-def _lma_as_published(layer: LMA, x: Tensor) -> Tensor:
+def lma_as_published(layer: LMA, x: Tensor) -> Tensor:
+    """LMA's function by calls of its two convolutions; slower than `layer(x)`."""
     half = layer.kernel_size // 2
     profile_h, profile_w = x.mean(3), x.mean(2)
     gate_h = layer.conv_h(F.pad(profile_h.mT[:, None], (half, half)))[:, 0].mT.sigmoid()

@@ -2,7 +2,9 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from lma_jax.checkpoint.format import Checkpoint
+from lma_jax.checkpoint.format import Checkpoint, Metadata
 from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.checkpoint.restore import fill
-from lma_jax.data.loader import Batch, Timed, to_device, train_batches
+from lma_jax.data.batch import Batch, batch_spec
+from lma_jax.data.loader import Timed, eval_batches, reading_from, to_device, train_batches
 from lma_jax.data.sources import open_source
 from lma_jax.data.transforms import augmentation_from
 from lma_jax.definition import Definition
@@ -31,19 +34,24 @@ from lma_jax.training.objective import objective_from
 from lma_jax.training.reporting.profiler import Profiler
 from lma_jax.training.reporting.reporter import Reporter
 from lma_jax.training.schedule import EpochClock, eval_steps, learning_rate_schedule
-from lma_jax.training.state import TrainState, build_optimizer, create_state
+from lma_jax.training.state import TrainState, build_model, create_state, optimizer_from
 from lma_jax.training.step import make_eval_step, make_train_step
 
 
 class Trainer:
-    """One run: what stays fixed while its TrainState changes.
+    """One training run.
 
     Args:
         config: the recipe, see configs/common.py.
-        workdir: folder that receives checkpoints/, metrics.jsonl, tensorboard/ and curves.png; one and the same for
-            all processes of a job.
+        workdir: folder that receives checkpoints/, metrics.jsonl, tensorboard/ and pictures; all processes of a job
+            share it.
         change_config: resume even if the config differs from the checkpoint's.
         profile: trace five steps into <workdir>/profile.
+
+    Attributes:
+        state: weights, statistics and optimizer; None before `fit`.
+        step: number of steps taken.
+        meter: training metrics since the last evaluation.
 
     Raises:
         UserError: a bad config, missing data or an unwritable workdir.
@@ -56,231 +64,210 @@ class Trainer:
         self.change_config = change_config
         self.profile_folder = workdir / "profile" if profile else None
         self.preprocessing = preprocessing_from(config)
+        self.reading = reading_from(config)
         self.train_source = open_source(config.dataset, config.train_split, data_dir=config.data_dir)
         self.val_source = open_source(config.dataset, config.val_split, data_dir=config.data_dir)
-        self.num_classes = self.train_source.num_classes
-        if self.val_source.classes != self.train_source.classes:
-            only = sorted({*self.train_source.classes} ^ {*self.val_source.classes})
-            raise UserError(
-                f"{self.train_source.name} has {self.num_classes} classes and {self.val_source.name} has "
-                f"{self.val_source.num_classes}, but {only[0]!r} is in one of them only: give both the same classes"
-            )
+        self._require_same_classes()
+        self.objective = objective_from(config, num_classes=self.train_source.num_classes)
         self.clock = EpochClock(len(self.train_source), config.batch_size)
         self.eval_steps = eval_steps(config, self.clock)
-        self.optimizer = build_optimizer(config, learning_rate_schedule(config, self.clock))
+        self.optimizer = optimizer_from(config, learning_rate_schedule(config, self.clock))
         self.mesh = data_mesh()
-        self.reading = {
-            "threads": config.data_threads,
-            "workers": config.data_workers,
-            "on_bad_image": config.on_bad_image,
-        }
-        _make_writable(workdir)
+        self.state: TrainState | None = None
+        self.step = 0
+        self.meter = Meter()
+        _require_writable(workdir)
 
     def fit(self) -> None:
-        """Trains to the end, from the newest good checkpoint of the workdir where it holds one.
+        """Trains to the end, starting from the newest good checkpoint of the workdir if it holds one.
 
         Two runs are bit-identical, and so is a run that was killed at any moment and started again.
 
         Raises:
             UserError: the checkpoints of the workdir are all damaged, of another network or of another config; an
-                image is undecodable and config.on_bad_image is "error"; or the loss is not finite and
+                image cannot be decoded and config.on_bad_image is "error"; or the loss is not finite and
                 config.on_nonfinite is "stop".
             InterruptedRun: SIGTERM or SIGINT stopped the run, and its state is saved.
         """
+        definition, fresh = self._fresh_state()
+        with ExitStack() as stack:
+            self.checkpoints = stack.enter_context(Checkpoints(self.workdir, keep=self.config.keep_checkpoints))
+            self.stop = stack.enter_context(StopSignal(self.mesh))
+            checkpoint = self.checkpoints.load()
+            self.state, origin = self._resume(fresh, checkpoint) if checkpoint else self._start(fresh, definition)
+            self.step = int(self.state.step)
+            reporter = Reporter(self.config, self.workdir, self.clock, start=self.step, eval_steps=self.eval_steps)
+            self.reporter = stack.enter_context(reporter)
+            self.reporter.line(partial(self._description, definition))
+            self.reporter.line(origin)
+            with self._explained():
+                self._train_to_the_end(definition, checkpoint)
+
+    def _require_same_classes(self) -> None:
+        train, val = self.train_source, self.val_source
+        if val.class_names != train.class_names:
+            only = sorted({*train.class_names} ^ {*val.class_names})
+            raise UserError(
+                f"{train.name} has {train.num_classes} classes and {val.name} has {val.num_classes}, but {only[0]!r} "
+                "is in one of them only: give both the same classes"
+            )
+
+    def _fresh_state(self) -> tuple[Definition, TrainState]:
         config = self.config
-        network, state = create_state(config, self.num_classes, self.optimizer, NamedSharding(self.mesh, REPLICATED))
-        with Checkpoints(self.workdir, keep=config.keep_checkpoints) as checkpoints, StopSignal(self.mesh) as stop:
-            state, saved, origin = self._first_state(checkpoints, state)
-            start = int(state.step)
-            with Reporter(config, self.workdir, self.clock, start=start, eval_steps=self.eval_steps) as reporter:
-                reporter.say(self._description(network, state))
-                reporter.say(origin)
-                run = Run(self, network, state, saved, checkpoints=checkpoints, reporter=reporter, stop=stop)
-                run.finish()
+        build = partial(
+            build_model,
+            config.model,
+            num_classes=self.train_source.num_classes,
+            dtype=config.dtype,
+            batch_norm=config.batch_norm,
+            seed=config.seed,
+        )
+        replicated = NamedSharding(self.mesh, REPLICATED)
+        return create_state(build, self.optimizer, keep_ema=bool(config.ema_decay), sharding=replicated)
 
-    def _first_state(self, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Checkpoint | None, str]:
-        """The state to go on from, the checkpoint that it is from, if any, and its origin in words."""
-        checkpoint = checkpoints.load()
-        if checkpoint is not None:
-            changed = differences(self.config, checkpoint.metadata["config"])
-            if changed and not self.change_config:
-                raise UserError(
-                    f"{self.workdir} holds a run with another config: {', '.join(changed)}. Take another --workdir, "
-                    "or resume with these values by --change_config"
-                )
-            state = fill(state, checkpoint, sharding=state.step.sharding)
-            checkpoints.set_aside_after(checkpoint.step)
-            return state, checkpoint, f"resuming after step {checkpoint.step:,} from {self.workdir}"
+    def _start(self, fresh: TrainState, definition: Definition) -> tuple[TrainState, str]:
+        """The state of a new run, and a line about where its weights are from."""
         if self.config.init_from:
-            state, origin = load_initial(self.config, state)
-            return state, None, f"starting from {origin}"
-        return state, None, f"starting from random weights (seed {self.config.seed})"
+            state, origin = load_initial(self.config, fresh)
+            return state, f"starting from {origin}"
+        return fresh, f"starting from random weights (seed {self.config.seed})"
 
-    def _description(self, network: Definition, state: TrainState) -> str:
-        size, devices = sum(leaf.size for leaf in jax.tree.leaves(state.params)), jax.devices()
-        side = self.preprocessing.image_size
-        images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    def _resume(self, fresh: TrainState, checkpoint: Checkpoint) -> tuple[TrainState, str]:
+        """The state of a checkpoint of this run, and a line about it."""
+        changed = differences(self.config, checkpoint.metadata.config)
+        if changed and not self.change_config:
+            raise UserError(
+                f"{self.workdir} holds a run with another config: {', '.join(changed)}. Take another --workdir, "
+                "or resume with these values by --change_config"
+            )
+        state = fill(fresh, checkpoint.arrays, sharding=fresh.step.sharding, source=str(checkpoint))
+        self.checkpoints.set_aside_after(checkpoint.step)
+        self.meter = Meter(checkpoint.metadata.sums)
+        return state, f"resuming after step {checkpoint.step:,} from {self.workdir}"
 
-        def forward(params: Any, batch_stats: Any, images: Any) -> Any:
-            model = network.bind(params, batch_stats)
-            model.eval()
-            return model(images)
-
-        macs = count_macs(forward, state.params, state.batch_stats, images)
+    def _description(self, definition: Definition) -> str:
+        assert self.state is not None
+        config, devices, side = self.config, jax.devices(), self.preprocessing.image_size
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+        model = definition.bind(self.state.params, self.state.batch_stats)
+        macs = count_macs(model, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
         return (
-            f"{self.config.model}: {size:,} parameters, {macs / 1e9:.3f} G multiply-accumulates at {side} pixels; "
+            f"{config.model}: {size:,} parameters, {macs / 1e9:.3f} G multiply-accumulates at {side} pixels; "
             f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} processes\n"
-            f"{self.config.dataset}: {len(self.train_source):,} training and {len(self.val_source):,} validation "
-            f"images, {self.num_classes} classes; {self.eval_steps[-1]:,} steps of {self.config.batch_size:,}"
+            f"{config.dataset}: {len(self.train_source):,} training and {len(self.val_source):,} validation images, "
+            f"{self.train_source.num_classes} classes; {self.eval_steps[-1]:,} steps of {config.batch_size:,}"
         )
 
-
-class Run:
-    """A run on its way: its state, and what was measured since the last evaluation."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        network: Definition,
-        state: TrainState,
-        saved: Checkpoint | None,
-        *,
-        checkpoints: Checkpoints,
-        reporter: Reporter,
-        stop: StopSignal,
-    ):
-        self.trainer = trainer
-        self.state = state
-        self.step = int(state.step)
-        self.meter = Meter(saved.metadata["sums"] if saved else None)
-        self.evaluation_is_due = saved is not None and not saved.metadata["metrics"] and self.step in trainer.eval_steps
-        self.checkpoints = checkpoints
-        self.reporter = reporter
-        self.stop = stop
-        self.train_step = self._compiled_train_step(network)
-        self.eval_step = make_eval_step(network, trainer.mesh, preprocessing=trainer.preprocessing)
-
-    def finish(self) -> None:
-        """Trains to the last step, or to the step at which a signal or a loss stops it."""
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Saves the state when a signal arrives, and tells what a loss or weight that is not finite leaves behind."""
         try:
             try:
-                self._train_to_the_end()
+                yield
             except InterruptedRun as interruption:
                 self._save({})
                 raise InterruptedRun(
                     f"stopped by {interruption} after step {self.step:,}; the same command goes on from the newest "
-                    f"checkpoint in {self.trainer.workdir}"
+                    f"checkpoint in {self.workdir}"
                 ) from None
         except NonFiniteError as error:
             self.checkpoints.wait()
             newest = self.checkpoints.newest
             good = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
             raise UserError(
-                f"{error}; {good} in {self.trainer.workdir}. Try a lower config.learning_rate, config.clip_norm=1.0, "
+                f"{error}; {good} in {self.workdir}. Try a lower config.learning_rate, config.clip_norm=1.0, "
                 "or config.on_nonfinite=skip"
             ) from error
 
-    def _train_to_the_end(self) -> None:
-        trainer = self.trainer
-        if self.evaluation_is_due:
-            self._evaluate()
-        profiler = Profiler(trainer.profile_folder, start=self.step, total=trainer.eval_steps[-1])
-        with contextlib.closing(Timed(self._batches())) as batches:
-            self._train(batches, profiler)
-        self.reporter.say(
-            f"trained {trainer.config.model} for {self.step:,} steps; checkpoints, metrics.jsonl and curves.png are in "
-            f"{trainer.workdir}"
+    def _train_to_the_end(self, definition: Definition, resumed: Checkpoint | None) -> None:
+        loss_name = "loss" if self.objective.is_cross_entropy else "cross_entropy"
+        eval_step = make_eval_step(definition, self.mesh, preprocessing=self.preprocessing, loss_name=loss_name)
+        profiler = Profiler(self.profile_folder, start=self.step, total=self.eval_steps[-1])
+        if resumed is not None and not resumed.metadata.metrics and self.step in self.eval_steps:
+            self._evaluate(eval_step)  # a signal came between the last step and its evaluation
+        if self.step < self.eval_steps[-1]:
+            train_step = self._compile_train_step(definition)
+            with contextlib.closing(Timed(self._train_batches())) as batches:
+                self._train(train_step, eval_step, batches, profiler)
+        self.reporter.line(
+            f"trained {self.config.model} for {self.step:,} steps; checkpoints, metrics.jsonl and curves.png are in "
+            f"{self.workdir}"
         )
 
-    def _train(self, batches: Timed, profiler: Profiler) -> None:
-        trainer = self.trainer
-        while self.step < trainer.eval_steps[-1]:
+    def _train(self, train_step: Callable[..., Any], eval_step: Any, batches: Timed, profiler: Profiler) -> None:
+        while self.step < self.eval_steps[-1]:
             batch = next(batches)
             profiler.before(self.step + 1)
-            self.state, metrics = self.train_step(self.state, batch)
+            self.state, metrics = train_step(self.state, batch)
             self.step += 1
             if self.step == 1:  # drawn while the devices compute
                 self.reporter.examples(batch["image"].addressable_data(0))
             self.meter.add(self.step, metrics)
             self.reporter.step(self.step, self.meter, waited=batches.seconds)
-            self.reporter.say(profiler.after(self.step, metrics))
+            if traced := profiler.after(self.step, metrics):
+                self.reporter.line(traced)
             self.stop.check()
-            if self.step in trainer.eval_steps:
-                self._evaluate()
+            if self.step in self.eval_steps:
+                self._evaluate(eval_step)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, eval_step: jax.stages.Wrapped) -> None:
         """Evaluates, reports and saves."""
-        trainer = self.trainer
+        assert self.state is not None
         train_means = self.meter.means()
-        scores = evaluate(
-            self.eval_step,
-            *self.state.evaluated,
-            trainer.val_source,
-            mesh=trainer.mesh,
-            preprocessing=trainer.preprocessing,
-            batch_size=trainer.config.eval_batch_size,
-            check=self.stop.check,
-            **trainer.reading,
-        )
+        options: dict[str, Any] = dict(batch_size=self.config.eval_batch_size, reading=self.reading)
+        batches = eval_batches(self.val_source, preprocessing=self.preprocessing, **options)
+        on_mesh = to_device(batches, NamedSharding(self.mesh, SHARDED))
+        scores = evaluate(eval_step, *self.state.evaluated, on_mesh, check=self.stop.check)
         row = self.reporter.evaluation(self.step, train_means, scores)
         self.meter = Meter()
         self._save(row)
 
-    def _save(self, row: dict[str, Any]) -> None:
-        """Saves the state with the metrics of its evaluation; none where it is still to be evaluated."""
-        trainer = self.trainer
+    def _save(self, metrics: dict[str, Any]) -> None:
+        """Saves the state with the metrics of its evaluation, which are empty if it is still to be evaluated."""
+        assert self.state is not None
         sums = self.meter.sums()
         if not _all_finite(self.state.params):
-            raise NonFiniteError(f"a weight is infinite or no number after step {self.step:,}")
-        metadata = {
-            "model": trainer.config.model,
-            "num_classes": trainer.num_classes,
-            "preprocessing": vars(trainer.preprocessing),
-            "config": trainer.config.to_dict(),
-            "metrics": row,
-            "sums": sums,
-        }
-        self.checkpoints.save(self.state, metadata, top1=row.get("val_top1", -1.0))
-
-    def _batches(self) -> Generator[Batch]:
-        trainer = self.trainer
-        batches = train_batches(
-            trainer.train_source,
-            augmentation=augmentation_from(trainer.config),
-            batch_size=trainer.config.batch_size,
-            seed=trainer.config.seed,
-            start_step=self.step,
-            **trainer.reading,
+            raise NonFiniteError(f"a weight is infinite or NaN after step {self.step:,}")
+        metadata = Metadata(
+            model=self.config.model,
+            num_classes=self.train_source.num_classes,
+            class_names=tuple(self.train_source.class_names),
+            config=self.config.to_dict(),
+            metrics=metrics,
+            sums=sums,
         )
-        return to_device(batches, NamedSharding(trainer.mesh, SHARDED))
+        self.checkpoints.save(self.state, metadata, top1=metrics.get("val_top1", -1.0))
 
-    def _compiled_train_step(self, network: Definition) -> Callable[[TrainState, Any], Any]:
-        trainer, config = self.trainer, self.trainer.config
+    def _train_batches(self) -> Generator[Batch]:
+        batches = train_batches(
+            self.train_source,
+            augmentation=augmentation_from(self.config),
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            start_step=self.step,
+            reading=self.reading,
+        )
+        return to_device(batches, NamedSharding(self.mesh, SHARDED))
+
+    def _compile_train_step(self, definition: Definition) -> Callable[..., Any]:
+        config = self.config
         train_step = make_train_step(
-            network,
-            trainer.optimizer,
-            trainer.mesh,
-            preprocessing=trainer.preprocessing,
-            objective=objective_from(config, num_classes=trainer.num_classes),
+            definition,
+            self.optimizer,
+            self.mesh,
+            preprocessing=self.preprocessing,
+            objective=self.objective,
             seed=config.seed,
             accumulate=config.accumulate,
             ema_decay=config.ema_decay,
             remat=config.remat,
             skip_nonfinite=config.on_nonfinite == "skip",
         )
+        spec = batch_spec(config.batch_size, config.train_image_size, sharding=NamedSharding(self.mesh, SHARDED))
         start = time.perf_counter()
-        compiled = train_step.lower(self.state, self._batch_shapes()).compile()
-        self.reporter.say(f"compiled the training step in {time.perf_counter() - start:.1f} s")
+        compiled = train_step.lower(self.state, spec).compile()
+        self.reporter.line(f"compiled the training step in {time.perf_counter() - start:.1f} s")
         return compiled
-
-    def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        config, sharding = self.trainer.config, NamedSharding(self.trainer.mesh, SHARDED)
-        size, side = config.batch_size, config.train_image_size
-        image = jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8, sharding=sharding)
-        label, mask, skipped = (
-            jax.ShapeDtypeStruct((size,), dtype, sharding=sharding) for dtype in (jnp.int32, jnp.bool, jnp.int32)
-        )
-        return {"image": image, "label": label, "mask": mask, "skipped": skipped}
 
 
 @jax.jit
@@ -288,8 +275,8 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def _make_writable(workdir: Path) -> None:
-    """Creates the folder and makes sure, before hours are spent, that files can be written there."""
+def _require_writable(workdir: Path) -> None:
+    """Creates the folder and checks, before hours are spent, that files can be written there."""
     probe = workdir / f".writable-{jax.process_index()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
