@@ -1,9 +1,9 @@
 """What a batch is: the one specification that the loader, the training step and the benchmarks share.
 
-image    (N, size, size, 3) uint8    encoded pixels, normalised on the device
+image    (N, size, size, 3) uint8    RGB pixels; the device normalises them
 label    (N,) int32                  class
-mask     (N,) bool                   False where there is no example
-skipped  (N,) int32                  undecodable files passed over in favour of this example
+mask     (N,) bool                   False for a blank that only fills up the batch
+skipped  (N,) int32                  undecodable files that were skipped to reach this example
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ Batch = dict[str, Any]
 
 
 def batch_spec(batch_size: int, image_size: int, *, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a batch of `batch_size` images of `image_size` pixels a side."""
+    """Shapes and dtypes of a batch of `batch_size` images with sides of `image_size` pixels."""
     fields = {
         "image": ((image_size, image_size, 3), np.uint8),
         "label": ((), np.int32),
@@ -28,8 +28,13 @@ def batch_spec(batch_size: int, image_size: int, *, sharding: Any = None) -> dic
     }
 
 
+def blank_example(image_size: int) -> Batch:
+    """The element of a batch that stands for no example: black, and masked out."""
+    return {name: np.zeros(spec.shape[1:], spec.dtype) for name, spec in batch_spec(1, image_size).items()}
+
+
 def random_batch(batch_size: int, image_size: int, *, num_classes: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch of random pixels and labels, with every example present."""
+    """A batch of random pixels and labels, none of them masked out."""
     rng = np.random.default_rng(seed)
     values = {
         "image": rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8),

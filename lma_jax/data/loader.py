@@ -1,19 +1,15 @@
-"""Batches in an order that the global step determines.
+"""Batches in an order that the global step determines. `lma_jax.data.batch` says what a batch holds.
 
-A batch is {"image": (B, size, size, 3) uint8, "label": (B,) int32, "mask": (B,) bool, "skipped": (B,) int32}:
-"mask" is False where there is no example, "skipped" counts the undecodable files passed over at that place.
-
-Memory: each of the threads works on one batch, and up to PREFETCH more wait. With 16 threads and 256 images of
-224 x 224 that is 18 batches of 39 MB, 0.7 GB a process.
+Memory: as many batches as there are threads, at least PREFETCH, are being decoded or wait, and one more is in use.
+With 16 threads and batches of 256 images of 224 x 224 pixels, those are 17 batches of 39 MB, 0.7 GB a process.
 """
 
 import contextlib
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,15 +18,36 @@ import jax
 import numpy as np
 from absl import flags
 
+from lma_jax.data.batch import Batch, blank_example
 from lma_jax.data.sources import Source
 from lma_jax.data.transforms import Augmentation, train_image
+from lma_jax.data.worker import end_with_parent
 from lma_jax.errors import UserError
 from lma_jax.images import BadImageError, eval_image
 from lma_jax.preprocessing import Preprocessing
 
-Batch = dict[str, Any]
-# Batches that wait in memory beside those that the threads work on.
 PREFETCH = 2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read. None of it changes a batch of good images.
+
+    Attributes:
+        threads: threads that decode images, in this process or in each worker.
+        workers: processes that decode instead of this one; unnecessary below about 5,000 images a second.
+        on_bad_image: what an undecodable image does: "error" ends the run, "skip" replaces it by the next example in
+            training and leaves it out in evaluation.
+    """
+
+    threads: int
+    workers: int = 0
+    on_bad_image: str = "error"
+
+
+def reading_from(values: Mapping[str, Any]) -> Reading:
+    """The Reading among the `values` of a training config."""
+    return Reading(values["data_threads"], values["data_workers"], values["on_bad_image"])
 
 
 def train_batches(
@@ -40,68 +57,55 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int,
-    threads: int,
-    workers: int = 0,
-    on_bad_image: str = "error",
+    reading: Reading,
 ) -> Iterator[Batch]:
     """An endless stream of shuffled batches that starts at `start_step`; each process reads its share.
 
-    It is a function of (seed, step): every epoch has its own order and an example its own random numbers. Neither
-    the number of processes nor that of threads or workers changes a global batch.
+    The stream is a function of (seed, step): every epoch has its own order, and every example its own random numbers.
+    The numbers of processes, threads and workers do not change a global batch.
 
     Args:
         source: the examples.
-        augmentation: what is done to them.
-        batch_size: over all processes.
-        seed: of the order and of the augmentation.
-        start_step: batches that are left out at the start, at no cost.
-        threads: that decode images, in this process or in each worker.
-        workers: processes that decode instead of this one; 0 is right up to about 5,000 images a second.
-        on_bad_image: "error", or "skip": the next example takes the place of an undecodable one.
+        augmentation: how an image file becomes a training image.
+        batch_size: examples of a batch over all processes.
+        seed: seed of the order and of the augmentation.
+        start_step: number of batches to skip at the start, at no cost.
+        reading: how images are read.
 
     Raises:
-        UserError: an undecodable image, if `on_bad_image` is "error"; or nothing but such images.
+        UserError: an image is undecodable and `reading.on_bad_image` is "error", or all images are undecodable.
     """
 
     def load(index: int, rng: np.random.Generator) -> Batch:
         for skipped in range(len(source)):
             number = (index + skipped) % len(source)
-            example = _load(source, number, lambda encoded: train_image(encoded, rng, augmentation), on_bad_image)
+            example = _load(source, number, lambda encoded: train_image(encoded, rng, augmentation), reading)
             if example is not None:
                 return {**example, "skipped": np.int32(skipped)}
         raise UserError(f"{source.name} holds no image that can be decoded")
 
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(load)
-    return _read(dataset, batch_size, start_step, threads, workers)
+    return _read(dataset, batch_size, start_step, reading)
 
 
-def eval_batches(
-    source: Source,
-    *,
-    preprocessing: Preprocessing,
-    batch_size: int,
-    threads: int,
-    workers: int = 0,
-    on_bad_image: str = "error",
-) -> Iterator[Batch]:
-    """Every example once, in order; the last batch is filled up with blanks. Arguments as of `train_batches`."""
-    side = preprocessing.image_size
-    blank = {"image": np.zeros((side, side, 3), np.uint8), "label": np.int32(0), "mask": np.bool_(False)}
+def eval_batches(source: Source, *, preprocessing: Preprocessing, batch_size: int, reading: Reading) -> Iterator[Batch]:
+    """Every example once, in order; blanks fill up the last batch. Arguments and errors as of `train_batches`."""
+    blank = blank_example(preprocessing.image_size)
 
     def load(index: int) -> Batch:
         if index >= len(source):
-            return {**blank, "skipped": np.int32(0)}
-        example = _load(source, index, lambda encoded: eval_image(encoded, preprocessing), on_bad_image)
-        return {**blank, "skipped": np.int32(1)} if example is None else {**example, "skipped": np.int32(0)}
+            return blank
+        example = _load(source, index, lambda encoded: eval_image(encoded, preprocessing), reading)
+        return {**blank, "skipped": np.int32(1)} if example is None else {**blank, **example}
 
     padded = -(-len(source) // batch_size) * batch_size
-    return _read(grain.MapDataset.range(padded).map(load), batch_size, 0, threads, workers)
+    return _read(grain.MapDataset.range(padded).map(load), batch_size, 0, reading)
 
 
 def _load(
-    source: Source, index: int, transform: Callable[[bytes], np.ndarray], on_bad_image: str
+    source: Source, index: int, transform: Callable[[bytes], np.ndarray], reading: Reading
 ) -> dict[str, Any] | None:
-    """One example; None where its file is bad and may be skipped."""
+    """One example; None if its file is undecodable and may be skipped."""
     name = ""
     try:
         record = source.records[index]
@@ -109,51 +113,35 @@ def _load(
         return {"image": transform(record["image"]), "label": np.int32(record["label"]), "mask": np.bool_(True)}
     except (BadImageError, OSError) as error:
         message = f"image {index:,} of {source.name}{name and f' ({name})'} cannot be decoded: {error}"
-        if on_bad_image == "error":
-            raise UserError(f"{message}. Mend or remove it, or set config.on_bad_image=skip") from error
+        if reading.on_bad_image == "error":
+            raise UserError(f"{message}. Repair or remove it, or set config.on_bad_image=skip") from error
         print(f"warning: skipped {message}", file=sys.stderr, flush=True)
         return None
 
 
-def _read(dataset: Any, batch_size: int, start_step: int, threads: int, workers: int) -> Iterator[Batch]:
-    # Blocks of whole batches, so that one process with two devices and two with one feed the devices the same.
+def _read(dataset: Any, batch_size: int, start_step: int, reading: Reading) -> Iterator[Batch]:
+    # A process reads a contiguous part of each global batch, so that the devices get the same examples from one process
+    # with two devices as from two processes with one device.
     share = dataset.batch(batch_size // jax.process_count())[jax.process_index() :: jax.process_count()]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCH, threads))
+    options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=max(PREFETCH, reading.threads))
     batches = share[start_step:].to_iter_dataset(options)
-    if workers:
+    if reading.workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain asks for it, in a program without absl as well
-        processes = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
-        batches = batches.mp_prefetch(processes, worker_init_fn=partial(_end_with_parent, os.getpid()))
+            flags.FLAGS.mark_as_parsed()  # Grain requires it even of programs without absl flags
+        processes = grain.multiprocessing.MultiprocessingOptions(num_workers=reading.workers)
+        batches = batches.mp_prefetch(processes, worker_init_fn=partial(end_with_parent, os.getpid()))
     return iter(batches)
 
 
-def _end_with_parent(parent: int, worker: int, workers: int) -> None:
-    """Ends a worker with its parent, and with nothing else.
-
-    Grain leaves workers behind when the parent is killed; and Ctrl-C or a cluster's SIGTERM, which reach them as well,
-    would take the data away from a parent that is about to save.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 class Timed(Iterator[Batch]):
-    """Iterates over `batches` and adds up the `seconds` that the caller waited for them."""
+    """Iterates over `batches` and adds up in `seconds` how long the caller waited for them."""
 
     def __init__(self, batches: Generator[Batch]):
         self._batches = batches
         self.seconds = 0.0
 
     def close(self) -> None:
-        """Ends the threads and processes behind the batches."""
+        """Ends the threads and processes that read the batches."""
         self._batches.close()
 
     def __next__(self) -> Batch:
@@ -165,14 +153,22 @@ class Timed(Iterator[Batch]):
 
 
 def to_device(batches: Any, sharding: jax.sharding.Sharding) -> Generator[Batch]:
-    """Puts this process's share of each batch on its devices, one batch ahead of its use, and closes `batches`."""
-    place: Callable[[Batch], Batch] = partial(jax.tree.map, partial(jax.make_array_from_process_local_data, sharding))
-    ahead = None
+    """Puts this process's share of each batch on its devices, one batch ahead of its use; closes `batches` at the end.
+
+    Args:
+        batches: an iterator of batches of NumPy arrays, with `close`.
+        sharding: sharding of the leading axis over the devices of all processes.
+    """
+
+    def put(batch: Batch) -> Batch:
+        return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), batch)
+
+    current = None
     with contextlib.closing(batches):
         for batch in batches:
-            placed = place(batch)
-            if ahead is not None:
-                yield ahead
-            ahead = placed
-    if ahead is not None:
-        yield ahead
+            ahead = put(batch)
+            if current is not None:
+                yield current
+            current = ahead
+    if current is not None:
+        yield current

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from lma_jax.errors import UserError
-from lma_jax.images import IMAGE_SUFFIXES
+from lma_jax.images import IMAGE_SUFFIXES, find_images
 
 
 class Records(Protocol):
     """Examples by index: {"image": the encoded file (bytes), "label": the class (int)}.
 
-    Where it is known, "file_name" is there as well.
+    An example may have a "file_name", which messages use.
     """
 
     def __len__(self) -> int: ...
@@ -31,16 +31,16 @@ class Source:
     Attributes:
         name: data set and split, for messages.
         records: the examples.
-        classes: names of the labels 0, 1, ...
+        class_names: names of the labels 0, 1, ...
     """
 
     name: str
     records: Records
-    classes: list[str]
+    class_names: list[str]
 
     @property
     def num_classes(self) -> int:
-        return len(self.classes)
+        return len(self.class_names)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -50,13 +50,13 @@ def open_source(name: str, split: str, *, data_dir: str = "") -> Source:
     """Opens one split of a data set.
 
     Args:
-        name: "digits" (embedded; built when missing), "folder" (images as <data_dir>/<split>/<class>/*), or the name
-            of a TFDS image-classification build in array_record format, such as "imagenet2012".
-        split: such as "train" or "validation"; the latter may be a folder `val`.
-        data_dir: folder of the builds, TFDS's own default (~/tensorflow_datasets) when empty; or the image folder.
+        name: "digits" (embedded; built when missing), "folder" (images at any depth of <data_dir>/<split>/<class>/), or
+            the name of a TFDS build for image classification in array_record format, such as "imagenet2012".
+        split: such as "train" or "validation"; an image folder may call the latter `val`.
+        data_dir: folder of the TFDS builds, or TFDS's default (~/tensorflow_datasets) if empty; or the image folder.
 
     Raises:
-        UserError: the data set, the split or a file of it is missing; the message says how to prepare it.
+        UserError: the data set, the split or one of its files is missing; the message says how to prepare it.
     """
     if name == "folder":
         return _open_folder(Path(data_dir), split)
@@ -73,7 +73,7 @@ def open_source(name: str, split: str, *, data_dir: str = "") -> Source:
 
 
 class FolderRecords:
-    """The images below <folder>/<class>/, by class and name; the label is the rank of the class.
+    """The images at any depth of <folder>/<class>/, by class and path; the label is the rank of the class.
 
     Raises:
         UserError: there is no class, or a class without images.
@@ -81,50 +81,68 @@ class FolderRecords:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self.classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-        files = [sorted(_images(folder / name)) for name in self.classes]
-        empty = [name for name, found in zip(self.classes, files) if not found]
-        if empty or not files:
-            place = f"class folder {folder / empty[0]}" if empty else f"{folder}, which needs a folder a class,"
-            raise UserError(f"{place} holds no images ({', '.join(IMAGE_SUFFIXES)}); {len(empty)} classes are empty")
+        files = images_by_class(folder)
+        self.class_names = list(files)
         # One array of bytes: a million path objects would cost gigabytes in each worker.
-        self._names = np.array([os.fsencode(file) for found in files for file in found])
-        self._labels = np.repeat(np.arange(len(files)), [len(found) for found in files])
+        self._names = np.array([os.fsencode(name) for names in files.values() for name in names])
+        self._labels = np.repeat(np.arange(len(files)), [len(names) for names in files.values()])
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         label = int(self._labels[index])
-        name = f"{self.classes[label]}/{os.fsdecode(self._names[index])}"
+        name = f"{self.class_names[label]}/{os.fsdecode(self._names[index])}"
         return {"image": (self._folder / name).read_bytes(), "label": label, "file_name": name}
 
 
-def _images(folder: Path) -> list[str]:
-    names = (entry.name for entry in os.scandir(folder))
-    return [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
+def images_by_class(folder: Path) -> dict[str, list[str]]:
+    """The classes of a split, sorted, and for each the paths of its images relative to <folder>/<class>, sorted.
+
+    Raises:
+        UserError: there is no class, or a class without images.
+    """
+    expected = f"{folder} must be a folder that holds a folder of images for each class"
+    try:
+        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    except OSError as error:
+        raise UserError(f"{expected}: {error.strerror}") from error
+    if not classes:
+        raise UserError(expected)
+    files = {name: find_images(folder / name) for name in classes}
+    empty = [name for name, found in files.items() if not found]
+    if empty:
+        raise UserError(
+            f"class folder {folder / empty[0]} holds no images ({', '.join(IMAGE_SUFFIXES)}); "
+            f"{len(empty)} of {len(files)} classes are empty"
+        )
+    return files
+
+
+def split_folder(root: Path, split: str) -> Path:
+    """The folder of a split; `validation` may be called `val`."""
+    folder = root / split
+    return root / "val" if split == "validation" and not folder.is_dir() else folder
 
 
 def _open_folder(root: Path, split: str) -> Source:
-    folder = root / split
-    if split == "validation" and not folder.is_dir():
-        folder = root / "val"
+    folder = split_folder(root, split)
     if not folder.is_dir():
         raise UserError(f"image folder {folder} does not exist: images are read from <data_dir>/<split>/<class>/*")
     records = FolderRecords(folder)
-    return Source(str(folder), records, records.classes)
+    return Source(str(folder), records, records.class_names)
 
 
 def _require_whole(builder: Any, name: str, split: str) -> None:
-    """Counts the examples of every file: a truncated one opens without complaint."""
+    """Counts the examples of every file, since a truncated file opens without an error."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     for file in builder.info.splits[split].file_instructions:
         found = ArrayRecordReader(file.filename).num_records() if Path(file.filename).is_file() else 0
         if found != file.examples_in_shard:
             raise UserError(
-                f"{file.filename} of data set {name!r} is missing or damaged, it holds {found:,} of "
-                f"{file.examples_in_shard:,} examples: prepare the data set again"
+                f"{file.filename} of data set {name!r} is missing or damaged: it holds {found:,} of "
+                f"{file.examples_in_shard:,} examples. Prepare the data set again"
             )
 
 
@@ -166,7 +184,7 @@ def _digits_builder(data_dir: str) -> Any:
     try:
         builder = Digits(data_dir=data_dir or None, file_format="array_record")
         tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download; there is none
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that does not happen
             builder.download_and_prepare()
     except OSError as error:
         raise UserError(f"cannot build the digits in {_shown(data_dir)}: {error}") from error

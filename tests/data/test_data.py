@@ -21,10 +21,11 @@ from PIL import Image
 
 from lma_jax.data import regions, transforms
 from lma_jax.data.augment import FILL, OPERATIONS, TWO_WAY
-from lma_jax.data.loader import _end_with_parent, eval_batches, train_batches
+from lma_jax.data.loader import Reading, eval_batches, train_batches
 from lma_jax.data.regions import decode_region
 from lma_jax.data.sources import Source, open_source
 from lma_jax.data.transforms import Augmentation, random_crop_box, train_image
+from lma_jax.data.worker import end_with_parent
 from lma_jax.errors import UserError
 from lma_jax.images import BadImageError, decode, eval_image
 from lma_jax.preprocessing import Preprocessing
@@ -45,7 +46,7 @@ def encode(image: Image.Image, file_format: str = "png", **options) -> bytes:
 def numbered_source(size: int) -> Source:
     """Images whose brightness is their index, so that a batch tells what is in it."""
     records = [{"image": encode(Image.new("L", (8, 8), index)), "label": index % 10} for index in range(size)]
-    return Source("numbers", records, classes=[*"0123456789"])
+    return Source("numbers", records, class_names=[*"0123456789"])
 
 
 def training(source: Source, *, start_step=0, seed=3, batch_size=4, crop_scale=(1.0, 1.0), **options):
@@ -55,8 +56,7 @@ def training(source: Source, *, start_step=0, seed=3, batch_size=4, crop_scale=(
         batch_size=batch_size,
         seed=seed,
         start_step=start_step,
-        threads=2,
-        **options,
+        reading=Reading(threads=2, **options),
     )
 
 
@@ -404,7 +404,7 @@ def test_the_stream_is_a_function_of_the_seed_and_the_step():
 def test_augmentation_belongs_to_the_example_not_to_the_process(monkeypatch):
     gradient = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     records = [{"image": encode(Image.fromarray(gradient)), "label": label} for label in range(10)]
-    source = Source("gradients", records, classes=[*"0123456789"])
+    source = Source("gradients", records, class_names=[*"0123456789"])
     options = dict(crop_scale=(0.1, 1.0), start_step=1)
     whole = next(training(source, **options))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -423,7 +423,7 @@ def test_evaluation_reads_every_example_once(monkeypatch, size, batch_size, proc
     seen, batches = [], []
     for process in range(processes):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        own = list(eval_batches(numbered_source(size), preprocessing=SMALL, batch_size=batch_size, threads=2))
+        own = list(eval_batches(numbered_source(size), preprocessing=SMALL, batch_size=batch_size, reading=Reading(2)))
         batches.append(len(own))
         seen += [index for batch in own for index, valid in zip(indices(batch), batch["mask"]) if valid]
     assert sorted(seen) == list(range(size))
@@ -456,8 +456,8 @@ def test_the_next_image_takes_the_place_of_a_bad_one(capfd):
 def test_evaluation_leaves_a_bad_image_out(capfd):
     source = with_bad_images(3)
     with pytest.raises(UserError, match="image 3"):
-        list(eval_batches(source, preprocessing=SMALL, batch_size=4, threads=2))
-    batches = list(eval_batches(source, preprocessing=SMALL, batch_size=4, threads=2, on_bad_image="skip"))
+        list(eval_batches(source, preprocessing=SMALL, batch_size=4, reading=Reading(2)))
+    batches = list(eval_batches(source, preprocessing=SMALL, batch_size=4, reading=Reading(2, on_bad_image="skip")))
     seen = [index for batch in batches for index, valid in zip(indices(batch), batch["mask"]) if valid]
     assert seen == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     assert sum(batch["skipped"].sum() for batch in batches) == 1
@@ -472,7 +472,7 @@ def test_nothing_but_bad_images_is_refused(capfd):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_change_nothing(workers):
     records = [{"image": encode(photo((60, 40), label), "jpeg"), "label": label} for label in range(11)]
-    source = Source("photos", records, classes=[*map(str, range(11))])
+    source = Source("photos", records, class_names=[*map(str, range(11))])
     options = dict(crop_scale=(0.1, 1.0), start_step=2)
     expected = list(islice(training(source, **options), 5))
     actual = list(islice(training(source, **options, workers=workers), 5))
@@ -492,7 +492,7 @@ def test_a_worker_ends_with_its_parent(moment):
 
 
 def work(parent: int) -> None:
-    _end_with_parent(parent, 0, 1)
+    end_with_parent(parent, 0, 1)
     time.sleep(20 if parent == -1 else 0.2)
 
 
@@ -517,7 +517,7 @@ def test_an_image_folder_is_a_source(folder):
     assert np.asarray(decode(records[1]["image"]))[0, 0, 0] == 3
     with pytest.raises(UserError, match=r"missing/train does not exist.*<data_dir>/<split>/<class>/\*"):
         open_source("folder", "train", data_dir=str(folder / "missing"))
-    with pytest.raises(UserError, match="needs a folder a class"):
+    with pytest.raises(UserError, match="cat must be a folder that holds a folder of images for each class"):
         open_source("folder", "cat", data_dir=str(folder / "train"))
     (folder / "train/fox").mkdir()
     with pytest.raises(UserError, match=r"class folder .*train/fox holds no images"):

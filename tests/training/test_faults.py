@@ -17,7 +17,7 @@ from helpers import tiny
 from helpers.runs import assert_same_bits, deterministic
 from lma_jax.checkpoint.format import load_checkpoint
 from lma_jax.errors import InterruptedRun, UserError
-from lma_jax.training import evaluation
+from lma_jax.training import trainer
 from lma_jax.training.reporting.metrics import read_metrics
 from lma_jax.training.reporting.reporter import Reporter
 from lma_jax.training.trainer import Trainer
@@ -61,7 +61,7 @@ def interrupt_at_step(monkeypatch, number: int) -> None:
 
 
 def interrupt_in_evaluation(monkeypatch, number: int) -> None:
-    original, calls = evaluation.eval_batches, []
+    original, calls = trainer.eval_batches, []
 
     def eval_batches(*arguments, **options):
         calls.append(1)
@@ -70,7 +70,7 @@ def interrupt_in_evaluation(monkeypatch, number: int) -> None:
             if len(calls) == number:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(evaluation, "eval_batches", eval_batches)
+    monkeypatch.setattr(trainer, "eval_batches", eval_batches)
 
 
 @pytest.fixture(scope="module")

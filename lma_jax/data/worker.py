@@ -1,0 +1,23 @@
+"""How a worker process of the loader ends. Only the standard library is imported."""
+
+import os
+import signal
+import threading
+import time
+
+
+def end_with_parent(parent: int, worker: int = 0, workers: int = 1) -> None:
+    """Makes this process end when process `parent` ends, and at no signal that `parent` receives as well.
+
+    Grain leaves its workers running when their parent is killed. Ctrl-C and a cluster's SIGTERM reach the workers too
+    and would stop the data of a parent that is about to save.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
