@@ -1,12 +1,18 @@
-"""LMA, its host networks and their training, in Flax NNX (channels last)."""
+"""LMA, its backbones and their training, in Flax NNX (channels last)."""
 
-from lma_jax.attention import register_attention
-from lma_jax.cam import grad_cam, grad_cam_plus_plus
-from lma_jax.fold import fold_batch_norm
-from lma_jax.lma import LMA, kernel_size_for
-from lma_jax.mobilenetv2 import InvertedResidual, MobileNetV2
-from lma_jax.registry import create_model, list_models
-from lma_jax.resnet import BasicBlock, Bottleneck, ResNet
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lma_jax.attention import register_attention
+    from lma_jax.cam import grad_cam, grad_cam_plus_plus
+    from lma_jax.fold import fold_batch_norm
+    from lma_jax.lma import LMA, kernel_size_for
+    from lma_jax.mobilenetv2 import InvertedResidual, MobileNetV2
+    from lma_jax.registry import create_model, list_models
+    from lma_jax.resnet import BasicBlock, Bottleneck, ResNet
+
+__version__ = "0.1.0"
 
 __all__ = [
     "LMA",
@@ -23,3 +29,25 @@ __all__ = [
     "list_models",
     "register_attention",
 ]
+
+# JAX takes a second or two to import, which the --help of a command should not wait for.
+_MODULES = {
+    "lma": ("LMA", "kernel_size_for"),
+    "resnet": ("BasicBlock", "Bottleneck", "ResNet"),
+    "mobilenetv2": ("InvertedResidual", "MobileNetV2"),
+    "registry": ("create_model", "list_models"),
+    "attention": ("register_attention",),
+    "cam": ("grad_cam", "grad_cam_plus_plus"),
+    "fold": ("fold_batch_norm",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"lma_jax.{module}"), name)
+    raise AttributeError(f"module 'lma_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,11 +1,11 @@
-"""What the command lines share: absl flags, and one line on stderr with exit code 2 for a user's mistake."""
+"""What the commands share: absl flags, and one line on stderr with exit code 2 for a user's mistake."""
 
 import re
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import app, flags, logging
 
@@ -14,11 +14,11 @@ from lma_jax.errors import InterruptedRun, UserError, nearest
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-# "Try again" in sysexits.h: the run is saved, and the same command goes on with it.
+# "Try again" in sysexits.h: the run is saved, and the same command resumes it.
 INTERRUPTED = 75
 
 
-def run(main: Callable[[], None], define_flags: Callable[[], None] = lambda: None) -> None:
+def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
     """Defines and parses the flags, and calls `main`.
 
     A UserError or a bad flag ends the program with one line on stderr and exit code 2, an InterruptedRun with 75.
@@ -43,34 +43,45 @@ def run(main: Callable[[], None], define_flags: Callable[[], None] = lambda: Non
 def define_checkpoint() -> None:
     """Adds --checkpoint and --step."""
     flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
+    define_step()
+
+
+def define_step() -> None:
+    """Adds --step."""
     flags.DEFINE_string("step", "newest", "Which checkpoint: newest, best (by validation top-1), or its step.")
 
 
-def define_config_flag() -> flags.FlagHolder[Any]:
+def define_config() -> None:
     """Adds --config, a Python file with get_config(), and --config.<key> for each of its keys."""
     from ml_collections import config_flags
 
-    return config_flags.DEFINE_config_file("config", None, "Recipe to train, such as configs/resnet50_lma.py.")
+    config_flags.DEFINE_config_file("config", None, "Recipe to train, such as configs/resnet50_lma.py.")
+    flags.declare_key_flag("config")  # otherwise --help leaves it out
 
 
-def load_config(flag: flags.FlagHolder[Any]) -> "tuple[ConfigDict, str]":
-    """The config that was asked for, and the name of its file without ending.
+def load_config() -> "tuple[ConfigDict, str]":
+    """The value of --config, and the name of its file without the suffix.
 
     Raises:
-        UserError: no --config, or a file that is no config.
+        UserError: no --config, or a file without a config.
     """
-    from ml_collections import ConfigDict
+    from ml_collections import ConfigDict, config_flags
 
-    if flag.value is None:
+    config = flags.FLAGS.config
+    if config is None:
         raise UserError("no recipe given: add --config=configs/<name>.py")
-    path = _config_path(sys.argv)
-    if not isinstance(flag.value, ConfigDict):
+    path = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
+    if not isinstance(config, ConfigDict):
         raise UserError(f"{path} is no config: get_config() must return a ConfigDict")
-    return flag.value, path.stem
+    return config, path.stem
 
 
 def models_named(pattern: str) -> list[str]:
-    """The networks that match a pattern; a UserError if there are none."""
+    """The networks whose names match a pattern.
+
+    Raises:
+        UserError: there are none.
+    """
     from lma_jax.registry import list_models
 
     names = list_models(pattern)
@@ -90,7 +101,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (UserError, flags.Error) as error:
         _fail(error)
     except (AttributeError, KeyError, TypeError):
-        # This is how ml_collections answers an override of a key that the config lacks.
+        # ml_collections raises these for an override of a key that the config lacks.
         _fail_on_unknown_key(argv)
         raise
 

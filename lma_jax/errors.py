@@ -5,11 +5,11 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that its user can mend. Command lines print its one line to stderr and exit with code 2."""
+    """An error that the user can fix. Commands print it in one line on stderr and exit with code 2."""
 
 
-class InterruptedRun(Exception):  # noqa: N818 (no error: it was asked for)
-    """A run that ended in order on a signal. Command lines print its line and exit with code 75: run it again."""
+class InterruptedRun(Exception):  # noqa: N818 (not an error: the user asked for it)
+    """The run was stopped by a signal and saved. Commands print it on stderr and exit with code 75."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint: python -m lma_jax.evaluate --checkpoint runs/r50
 
-The checkpoint says which network, preprocessing and data it was trained with; --dataset, --split and --data name
-other data.
+The checkpoint names the network, the preprocessing and the data of its run; --dataset, --split and --data name other
+data.
 """
 
 from absl import flags
@@ -9,14 +9,13 @@ from absl import flags
 from lma_jax import cli
 from lma_jax.errors import UserError
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
-STEP = flags.DEFINE_string("step", "newest", "Which checkpoint: newest, best (by validation top-1), or its step.")
-DATASET = flags.DEFINE_string("dataset", None, "Data set. Default: the one of the training run.")
-SPLIT = flags.DEFINE_string("split", None, "Split of the data set. Default: the validation split of the training run.")
-DATA = flags.DEFINE_string("data", None, "Folder of the data set's build. Default: the one of the training run.")
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images a step. Default: that of the training run.", lower_bound=1
-)
+
+def define_flags() -> None:
+    cli.define_checkpoint()
+    flags.DEFINE_string("dataset", None, "Data set. Default: that of the training run.")
+    flags.DEFINE_string("split", None, "Split of the data set. Default: the validation split of the training run.")
+    flags.DEFINE_string("data", None, "Folder of the data set's build. Default: that of the training run.")
+    flags.DEFINE_integer("batch_size", None, "Images a step. Default: that of the training run.", lower_bound=1)
 
 
 def main() -> None:
@@ -26,48 +25,39 @@ def main() -> None:
 
     from lma_jax.checkpoint.format import load_checkpoint
     from lma_jax.checkpoint.restore import restore_model
+    from lma_jax.data.loader import eval_batches, reading_from, to_device
     from lma_jax.data.sources import open_source
     from lma_jax.definition import split
-    from lma_jax.preprocessing import preprocessing_from
-    from lma_jax.sharding import REPLICATED, data_mesh
+    from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
     from lma_jax.training.evaluation import evaluate
+    from lma_jax.training.reporting.reporter import describe
     from lma_jax.training.step import make_eval_step
 
-    checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)
-    metadata, config = checkpoint.metadata, checkpoint.metadata["config"]
-    dataset, data_dir = DATASET.value or config["dataset"], DATA.value or config["data_dir"]
-    source = open_source(dataset, SPLIT.value or config["val_split"], data_dir=data_dir)
-    if source.num_classes != metadata["num_classes"]:
+    options = flags.FLAGS
+    checkpoint = load_checkpoint(options.checkpoint, options.step)
+    metadata, config = checkpoint.metadata, checkpoint.metadata.config
+    dataset, data_dir = options.dataset or config["dataset"], options.data or config["data_dir"]
+    source = open_source(dataset, options.split or config["val_split"], data_dir=data_dir)
+    if source.num_classes != metadata.num_classes:
         raise UserError(
-            f"{dataset} has {source.num_classes} classes, the checkpoint {metadata['num_classes']}; to fit its head to "
-            f"them, train with --config.dataset={dataset} --config.init_from={CHECKPOINT.value}"
+            f"{dataset} has {source.num_classes} classes, the checkpoint {metadata.num_classes}; to fit its head to "
+            f"them, train with --config.dataset={dataset} --config.init_from={options.checkpoint}"
         )
-    batch_size = BATCH_SIZE.value or config["eval_batch_size"]
+    batch_size = options.batch_size or config["eval_batch_size"]
     if batch_size % jax.device_count():
         raise UserError(f"--batch_size={batch_size} is no multiple of {jax.device_count()}, the number of devices")
 
     mesh = data_mesh()
     model = restore_model(checkpoint, dtype=jnp.dtype(config["dtype"]), sharding=NamedSharding(mesh, REPLICATED))
-    network, params, batch_stats = split(model)
-    preprocessing = preprocessing_from(metadata["preprocessing"])
-    scores = evaluate(
-        make_eval_step(network, mesh, preprocessing=preprocessing),
-        params,
-        batch_stats,
-        source,
-        mesh=mesh,
-        preprocessing=preprocessing,
-        batch_size=batch_size,
-        threads=config["data_threads"],
-        workers=config["data_workers"],
-        on_bad_image=config["on_bad_image"],
+    definition, params, batch_stats = split(model)
+    preprocessing = metadata.preprocessing
+    batches = eval_batches(
+        source, preprocessing=preprocessing, batch_size=batch_size, reading=reading_from(metadata.config)
     )
-    print(
-        f"{metadata['model']}, step {checkpoint.step:,}, on {len(source):,} images of {dataset}: "
-        f"top-1 {scores['top1']:.2f} %  top-5 {scores['top5']:.2f} %  loss {scores['loss']:.4f}"
-        + (f"  {scores['skipped_images']:,.0f} images skipped" if scores["skipped_images"] else "")
-    )
+    eval_step = make_eval_step(definition, mesh, preprocessing=preprocessing)
+    scores = evaluate(eval_step, params, batch_stats, to_device(batches, NamedSharding(mesh, SHARDED)))
+    print(f"{metadata.model}, step {checkpoint.step:,}, on {len(source):,} images of {dataset}: {describe(scores)}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

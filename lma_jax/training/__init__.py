@@ -1,1 +1,1 @@
-"""Training: configuration, state, step, schedule, checkpoints, metrics and the loop over them."""
+"""Training: config, schedule, objective, state, step, evaluation, and the trainer that runs them."""

@@ -1,8 +1,9 @@
-"""Training configs: checked once, before anything starts."""
+"""Training configs: the table of their keys, and the checks before anything starts."""
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,70 +12,179 @@ from ml_collections import ConfigDict
 from lma_jax.errors import UserError, nearest
 from lma_jax.registry import problem_with
 
-CHOICES = {
-    "dtype": ("float32", "bfloat16", "float64"),
-    "batch_norm": ("local", "sync"),
-    "schedule": ("step", "exponential", "cosine"),
-    "optimizer": ("sgd", "lamb"),
-    "loss": ("softmax", "sigmoid"),
-    "on_bad_image": ("error", "skip"),
-    "on_nonfinite": ("stop", "skip"),
-    "warm_start": ("", "exact"),
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of value: the check, what it allows, and the names among which the nearest one is suggested."""
+
+    check: Callable[[Any], bool]
+    allowed: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a config.
+
+    Attributes:
+        kind: the values that are allowed.
+        description: what it does.
+        resumable: whether a run may be resumed with another value, since the value does not affect its result.
+    """
+
+    kind: Kind
+    description: str
+    resumable: bool = False
+
+
+def one_of(*choices: str) -> Kind:
+    """One of some words."""
+    return Kind(lambda value: value in choices, f"one of: {', '.join(choices)}", choices)
+
+
+def whole_number(least: int) -> Kind:
+    """An int of at least `least`; no bool."""
+    return Kind(lambda value: _is_int(value) and value >= least, f"a whole number of at least {least}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _increases(epochs: Any) -> bool:
+    return all(epoch > 0 for epoch in epochs) and sorted(set(epochs)) == list(epochs)
+
+
+def _is_scale(scale: Any) -> bool:
+    return len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1
+
+
+MODEL = Kind(lambda name: problem_with(name) is None, "one of lma_jax.list_models()")
+NAME = Kind(lambda value: isinstance(value, str) and value != "", "a name")
+TEXT = Kind(lambda value: isinstance(value, str), "a text, or empty")
+FLAG = Kind(lambda value: isinstance(value, bool), "True or False")
+SEED = Kind(lambda value: _is_int(value) and 0 <= value < 2**31, "from 0 to 2**31 - 1")
+POSITIVE = Kind(lambda value: 0 < value < math.inf, "a finite number above 0")
+NOT_NEGATIVE = Kind(lambda value: 0 <= value < math.inf, "a finite number of at least 0")
+FRACTION = Kind(lambda value: 0 <= value < 1, "a number from 0 to below 1")
+THRESHOLD = Kind(lambda value: value is None or 0 <= value < 1, "None, or from 0 to below 1")
+MAGNITUDE = Kind(lambda value: 0 <= value <= 10, "a magnitude from 0 to 10")
+EPOCHS = Kind(_increases, "increasing numbers of epochs")
+SCALE = Kind(_is_scale, "two fractions of the area, 0 < low <= high <= 1")
+MEAN = Kind(lambda value: len(value) == 3 and min(value) >= 0, "three numbers of at least 0")
+STD = Kind(lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0")
+
+# The defaults are in configs/common.py, which a test holds equal to this table.
+KEYS = {
+    "model": Key(MODEL, "network"),
+    "init_from": Key(TEXT, "workdir or weights file to start from; another class count gets a new head", True),
+    "warm_start": Key(
+        one_of("", "exact"),
+        '"exact": init_from is the plain network, and the LMA network starts as the same function',
+        True,
+    ),
+    "seed": Key(SEED, "seed of weights, order of the data, augmentation, dropout and mixing"),
+    "dtype": Key(
+        one_of("float32", "bfloat16", "float64"), "of the computation; weights and statistics are float32 or wider"
+    ),
+    "batch_norm": Key(one_of("local", "sync"), "batch statistics of each device, or over all devices"),
+    "dataset": Key(NAME, 'TFDS image-classification build in array_record format, "folder" or "digits"'),
+    "data_dir": Key(TEXT, "folder of TFDS builds (empty: ~/tensorflow_datasets), or the image folder", True),
+    "train_split": Key(NAME, "split to train on"),
+    "val_split": Key(NAME, "split to evaluate on"),
+    "data_threads": Key(whole_number(1), "threads that decode images, in each process or worker", True),
+    "data_workers": Key(whole_number(0), "processes that decode images instead of the threads of this one", True),
+    "on_bad_image": Key(
+        one_of("error", "skip"), '"skip": the next image takes the place of one that cannot be decoded', True
+    ),
+    "image_size": Key(whole_number(1), "side of evaluation images, in pixels"),
+    "train_image_size": Key(whole_number(1), "side of training images, in pixels"),
+    "resize_size": Key(whole_number(1), "shorter side before the centre crop of evaluation, in pixels"),
+    "crop_scale": Key(SCALE, "area of the random crop, as fractions of the image's"),
+    "flip": Key(FLAG, "mirror half of the training images"),
+    "rand_augment": Key(MAGNITUDE, "magnitude of RandAugment; 0 is off"),
+    "mean": Key(MEAN, "mean of each channel, on the scale 0 to 1"),
+    "std": Key(STD, "standard deviation of each channel, on the scale 0 to 1"),
+    "loss": Key(one_of("softmax", "sigmoid"), "softmax cross-entropy, or binary cross-entropy averaged over classes"),
+    "label_smoothing": Key(FRACTION, "weight of the uniform distribution in the targets"),
+    "target_threshold": Key(THRESHOLD, "targets above it become 1 and others 0, unless None"),
+    "mixup": Key(NOT_NEGATIVE, "alpha of the Beta distribution of Mixup's weight; 0 is off"),
+    "cutmix": Key(NOT_NEGATIVE, "the same for CutMix; with both, each takes half of the batches"),
+    "batch_size": Key(whole_number(1), "images a step, over all devices"),
+    "eval_batch_size": Key(whole_number(1), "images a batch of evaluation, over all devices", True),
+    "accumulate": Key(whole_number(1), "parts in which a device computes its share of a batch, to save memory"),
+    "remat": Key(FLAG, "recompute everything but convolutions in the backward pass, to save memory"),
+    "epochs": Key(POSITIVE, "length of the run"),
+    "optimizer": Key(one_of("sgd", "lamb"), "PyTorch's SGD, or LAMB"),
+    "learning_rate": Key(POSITIVE, "peak learning rate"),
+    "base_batch_size": Key(whole_number(0), "above 0: learning_rate is for this batch size and scaled to batch_size"),
+    "momentum": Key(NOT_NEGATIVE, "momentum of sgd"),
+    "weight_decay": Key(NOT_NEGATIVE, "weight decay"),
+    "decay_norm_and_bias": Key(FLAG, "whether weight decay acts on normalisation and biases too"),
+    "clip_norm": Key(NOT_NEGATIVE, "global norm to which larger gradients are scaled down; 0 is off"),
+    "schedule": Key(
+        one_of("step", "exponential", "cosine"), "decay after each of decay_epochs, after every epoch, or by a cosine"
+    ),
+    "warmup_epochs": Key(NOT_NEGATIVE, "length of the linear warm-up"),
+    "decay_epochs": Key(EPOCHS, "epochs after which the step schedule decays"),
+    "decay_factor": Key(POSITIVE, "factor of each decay"),
+    "ema_decay": Key(FRACTION, "above 0: a moving average of the weights is evaluated and exported"),
+    "on_nonfinite": Key(
+        one_of("stop", "skip"), '"skip": leave out an update whose loss or gradient is not finite', True
+    ),
+    "log_every": Key(whole_number(1), "steps between lines of progress", True),
+    "eval_every": Key(POSITIVE, "epochs between evaluations, each of which saves a checkpoint"),
+    "keep_checkpoints": Key(whole_number(1), "newest checkpoints to keep; the best by top-1 is kept as well", True),
+    "wandb_project": Key(TEXT, "project of Weights & Biases that receives the metrics, or empty", True),
 }
-NAMES = ("dataset", "train_split", "val_split")
-TEXTS = ("data_dir", "init_from", "wandb_project")
-FLAGS = ("flip", "decay_norm_and_bias", "remat")
-COUNTS = (
-    *("batch_size", "eval_batch_size", "accumulate", "image_size", "train_image_size", "data_threads"),
-    *("log_every", "keep_checkpoints"),
-)
-POSITIVE = ("epochs", "eval_every", "learning_rate", "decay_factor")
-NOT_NEGATIVE = ("weight_decay", "momentum", "warmup_epochs", "clip_norm", "mixup", "cutmix")
-FRACTIONS = ("label_smoothing", "ema_decay")
-# What a run may change on its way without ending elsewhere.
-FREE_TO_CHANGE = (
-    *("data_dir", "data_threads", "data_workers", "eval_batch_size", "log_every", "keep_checkpoints"),
-    *("init_from", "warm_start", "wandb_project", "on_bad_image", "on_nonfinite"),
-)
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks every value of a training config against what the trainer takes.
+    """Checks every value of a training config, and those that depend on each other.
 
     Raises:
-        UserError: the first value that is missing or not allowed, with what is.
+        UserError: a value is missing or not allowed; the message says what is.
     """
-    if problem := problem_with(config.model):
-        raise UserError(f"config.model={config.model!r} is not allowed: {problem}")
-    for key, choices in CHOICES.items():
-        _require_known(config, key, choices)
-    for key in NAMES:
-        _require(config, key, lambda text: isinstance(text, str) and text != "", "a name")
-    for key in TEXTS:
-        _require(config, key, lambda text: isinstance(text, str), "a text, or empty")
-    for key in FLAGS:
-        _require(config, key, lambda flag: isinstance(flag, bool), "True or False")
-    for key in COUNTS:
-        _require(config, key, lambda number: _is_count(number) and number >= 1, "a whole number of at least 1")
-    for key in ("data_workers", "base_batch_size"):
-        _require(config, key, _is_count, "a whole number of at least 0")
-    for key in POSITIVE:
-        _require(config, key, lambda number: 0 < number < math.inf, "a finite number above 0")
-    for key in NOT_NEGATIVE:
-        _require(config, key, lambda number: 0 <= number < math.inf, "a finite number of at least 0")
-    for key in FRACTIONS:
-        _require(config, key, lambda number: 0 <= number < 1, "a number from 0 to below 1")
-    _require(config, "target_threshold", lambda number: number is None or 0 <= number < 1, "None, or from 0 to below 1")
-    _require(config, "rand_augment", lambda number: 0 <= number <= 10, "a magnitude from 0 to 10")
-    _require(config, "decay_epochs", _increases, "increasing numbers of epochs")
-    _require(config, "warmup_epochs", lambda epochs: epochs < config.epochs, f"below epochs ({config.epochs})")
-    _require(config, "crop_scale", _is_scale, "two fractions of the area, 0 < low <= high <= 1")
-    _require(config, "mean", lambda mean: len(mean) == 3 and min(mean) >= 0, "three numbers of at least 0")
-    _require(config, "std", lambda std: len(std) == 3 and min(std) > 0, "three numbers above 0")
-    _require(config, "seed", lambda seed: _is_count(seed) and seed < 2**31, "from 0 to 2**31 - 1")
-    _require(config, "resize_size", lambda size: size >= config.image_size, f"image_size ({config.image_size}) or more")
+    for name, key in KEYS.items():
+        _require(config, name, key)
+    _require_related(config, "warmup_epochs", config.warmup_epochs < config.epochs, f"below epochs ({config.epochs})")
+    _require_related(
+        config, "resize_size", config.resize_size >= config.image_size, f"image_size ({config.image_size}) or more"
+    )
     _require_start(config)
     _require_divisible(config)
+
+
+def differences(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
+    """The keys that affect the result and whose values differ from `saved`, with both values."""
+    current = json.loads(json.dumps(config.to_dict()))
+    resumable = {name for name, key in KEYS.items() if key.resumable}
+    return [
+        f"{key}={current.get(key)!r} (checkpoint: {saved.get(key)!r})"
+        for key in sorted({*current, *saved} - resumable)
+        if current.get(key) != saved.get(key)
+    ]
+
+
+def _require(config: ConfigDict, name: str, key: Key) -> None:
+    if name not in config:
+        raise UserError(f"the config has no key {name!r} ({key.description}): start it from configs/common.py")
+    value = config[name]
+    try:
+        accepted = key.kind.check(value)
+    except (TypeError, ValueError, AttributeError):
+        accepted = False
+    if accepted:
+        return
+    if name == "model" and isinstance(value, str):
+        raise UserError(f"config.model={value!r} is not allowed: {problem_with(value)}")
+    hint = f", did you mean {nearest(str(value), key.kind.choices)!r}?" if key.kind.choices else ""
+    raise UserError(f"config.{name}={value!r} is not allowed{hint or ':'} it must be {key.kind.allowed}")
+
+
+def _require_related(config: ConfigDict, name: str, accepted: bool, allowed: str) -> None:
+    if not accepted:
+        raise UserError(f"config.{name}={config[name]!r} is not allowed: it must be {allowed}")
 
 
 def _require_start(config: ConfigDict) -> None:
@@ -93,56 +203,6 @@ def _require_divisible(config: ConfigDict) -> None:
     devices = jax.device_count()
     parts = devices * config.accumulate
     times = f" times accumulate ({config.accumulate})" if parts > devices else ""
-    _require(
-        config, "batch_size", lambda size: size % parts == 0, f"a multiple of {devices}, the number of devices{times}"
-    )
-    _require(
-        config, "eval_batch_size", lambda size: size % devices == 0, f"a multiple of {devices}, the number of devices"
-    )
-
-
-def differences(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
-    """The keys whose values differ from those `saved` with a checkpoint and lead a run elsewhere, with both values."""
-    current = json.loads(json.dumps(config.to_dict()))
-    return [
-        f"{key}={current.get(key)!r} (checkpoint: {saved.get(key)!r})"
-        for key in sorted({*current, *saved} - {*FREE_TO_CHANGE})
-        if current.get(key) != saved.get(key)
-    ]
-
-
-def _is_count(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 0
-
-
-def _increases(epochs: Any) -> bool:
-    return all(epoch > 0 for epoch in epochs) and sorted(set(epochs)) == list(epochs)
-
-
-def _is_scale(scale: Any) -> bool:
-    return len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1
-
-
-def _require(config: ConfigDict, key: str, allowed: Callable[[Any], bool], description: str) -> None:
-    value = _value(config, key)
-    try:
-        accepted = allowed(value)
-    except TypeError:
-        accepted = False
-    if not accepted:
-        raise UserError(f"config.{key}={value!r} is not allowed: it must be {description}")
-
-
-def _require_known(config: ConfigDict, key: str, choices: Sequence[str]) -> None:
-    value = _value(config, key)
-    if value not in choices:
-        raise UserError(
-            f"config.{key}={value!r} is unknown, did you mean {nearest(str(value), choices)!r}? "
-            f"It must be one of: {', '.join(choices)}"
-        )
-
-
-def _value(config: ConfigDict, key: str) -> Any:
-    if key not in config:
-        raise UserError(f"the config has no key {key!r}: start it from configs/common.py")
-    return config[key]
+    multiple = f"a multiple of {devices}, the number of devices"
+    _require_related(config, "batch_size", config.batch_size % parts == 0, multiple + times)
+    _require_related(config, "eval_batch_size", config.eval_batch_size % devices == 0, multiple)

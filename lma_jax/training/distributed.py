@@ -1,4 +1,4 @@
-"""Jobs of several processes: joining them, ending them together, and stopping them on a signal."""
+"""Jobs of several processes: joining them, ending all of them on a failure, and stopping all of them on a signal."""
 
 import os
 import re
@@ -15,24 +15,25 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lma_jax.errors import InterruptedRun, UserError
+from lma_jax.sharding import steps_ahead
 
-# Seconds without a sign of life after which a process counts as dead, and the others end.
+# Seconds without a heartbeat after which a process counts as dead, and the others end.
 HEARTBEAT_TIMEOUT = 30
-# How the collectives' libraries say that a peer is gone.
+# How the libraries of collectives report that a peer is gone.
 LOST_PEER = "gloo|nccl|connection reset|socket closed|unavailable|heartbeat|coordination service"
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the job's other processes; call it before anything else touches JAX.
+    """Joins the other processes of the job. It must be called before anything else initialises JAX.
 
     Args:
-        coordinator: address and port of the first process, such as "10.0.0.1:1234"; None where Slurm, Open MPI or
-            Kubernetes tells it, and then the other two as well.
-        num_processes: processes in the job.
-        process_id: rank of this one, from 0.
+        coordinator: address and port of process 0, such as "10.0.0.1:1234". Under Slurm, Open MPI or Kubernetes all
+            three arguments may be None.
+        num_processes: number of processes in the job.
+        process_id: rank of this process, from 0.
 
     Raises:
-        UserError: no cluster was recognised, or the others did not come within 5 minutes.
+        UserError: no cluster was recognised, or the others did not join within 5 minutes.
     """
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
@@ -45,7 +46,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Ends this process at once where its part of a job fails: an orderly exit would wait for the others in vain."""
+    """Exits at once if this process of a job fails; a normal exit would block on the other processes."""
     try:
         yield
     except Exception as error:
@@ -65,7 +66,7 @@ def _explain(error: Exception) -> int:
         return 2
     if isinstance(error, RuntimeError | ValueError) and re.search(LOST_PEER, reason, re.IGNORECASE):
         print(
-            f"error: {process} ends, since it lost another one ({reason[:200]}); the same command resumes the run",
+            f"error: {process} ends because it lost another one ({reason[:200]}); the same command resumes the run",
             file=sys.stderr,
         )
         return 1
@@ -76,14 +77,13 @@ def _explain(error: Exception) -> int:
 class StopSignal:
     """Turns SIGTERM and SIGINT into an InterruptedRun at the next `check`; a second SIGINT ends the program at once.
 
-    In a job of several processes a signal to any of them stops all at the same `check`: the one after it, or on
-    accelerators, which the host runs ahead of, one later.
+    In a job of several processes, a signal to any of them stops all at the same `check`: the next one, or one later on
+    accelerators, where dispatch runs ahead.
     """
 
     def __init__(self, mesh: Mesh) -> None:
         self._received: str | None = None
         self._pending: list[jax.Array] = []
-        self._delay = 0 if jax.default_backend() == "cpu" else 1
         if jax.process_count() > 1:
             self._flags = [self._flag(mesh, raised) for raised in (False, True)]
             self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -103,12 +103,12 @@ class StopSignal:
             self._restore(number)
 
     def check(self) -> None:
-        """Raises InterruptedRun if the run is to stop; every process must call it equally often."""
+        """Raises InterruptedRun if the run is to stop. Every process must call it equally often."""
         if jax.process_count() == 1:
             stops = self._received is not None
         else:
             self._pending.append(self._any(self._flags[self._received is not None]))
-            stops = len(self._pending) > self._delay and bool(self._pending.pop(0))
+            stops = len(self._pending) > steps_ahead() and bool(self._pending.pop(0))
         if stops:
             raise InterruptedRun(self._received or "a signal to another process")
 
@@ -117,5 +117,5 @@ class StopSignal:
         self._received = signal.Signals(number).name
 
     def _restore(self, number: int) -> None:
-        # None: the handler was JAX's own, which ends the program by its coordination service.
+        # None: the handler was that of JAX, whose coordination service ends the program.
         signal.signal(number, self._previous[signal.Signals(number)] or signal.SIG_DFL)

@@ -1,108 +1,87 @@
-"""The weights a run starts from: another checkpoint's, a file's, or a plain network's with LMA grafted on."""
+"""The weights from which a run starts: those of another run, of a file, or of a plain network."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
-from lma_jax.checkpoint.format import Arrays, Checkpoint, load_checkpoint, to_arrays
-from lma_jax.checkpoint.restore import fill
+from lma_jax.checkpoint.format import Arrays, load_checkpoint, to_arrays
+from lma_jax.checkpoint.restore import fill, restore_model
 from lma_jax.definition import split
 from lma_jax.errors import UserError
+from lma_jax.registry import create_model
+from lma_jax.state_dict import from_state_dict, num_classes_of
+from lma_jax.training.graft import graft_lma
 from lma_jax.training.state import TrainState
+from lma_jax.weight_files import SUFFIXES, read_weights
 
 HEADS = ("params/fc/", "params/classifier/1/")
 
 
 def load_initial(config: ConfigDict, state: TrainState) -> tuple[TrainState, str]:
-    """`state` with the weights of config.init_from, and what was done in words.
+    """Replaces the weights of `state` by those of config.init_from.
 
     A head of another class count keeps its random weights.
+
+    Returns:
+        The state, and a message that says where the weights came from.
 
     Raises:
         UserError: the weights are missing or damaged, or of another network; the differences are named.
     """
     exact = config.warm_start == "exact"
-    name = config.model.removesuffix("_lma") if exact else config.model
-    arrays = _read(Path(config.init_from), name)
-    wanted = to_arrays({"params": state.params, "batch_stats": state.batch_stats})
+    model = _read_model(Path(config.init_from), config.model.removesuffix("_lma") if exact else config.model)
+    origin = f"weights of {config.init_from}"
     if exact:
-        arrays = graft_lma(arrays, wanted)
-    heads = [path for path in wanted if path.startswith(HEADS)]
-    other_head = any(path in arrays and arrays[path].shape != wanted[path].shape for path in heads)
-    if other_head:
-        arrays = {**arrays, **{path: wanted[path] for path in heads}}
+        model = graft_lma(model, _shapes(config.model, num_classes=_num_classes(model)))
+        origin += ", LMA grafted on as a factor of 1"
+    arrays, wanted = _arrays_of(model), to_arrays({"params": state.params, "batch_stats": state.batch_stats})
+    head = {path: array for path, array in wanted.items() if path.startswith(HEADS)}
+    if any(path in arrays and arrays[path].shape != array.shape for path, array in head.items()):
+        arrays |= head
+        origin += f", with a new head of {_num_classes(state.params):,} classes"
     arrays = {path: array.astype(wanted[path].dtype) if path in wanted else array for path, array in arrays.items()}
-    bias = next(path for path in heads if path.endswith("bias"))
-    source = Checkpoint(0, arrays, {"model": name, "num_classes": len(arrays.get(bias, ()))})
-    sharding = state.step.sharding
 
-    def place() -> Any:
-        return (
-            fill(state.params, source, sharding=sharding, prefix="params/"),
-            fill(state.batch_stats, source, sharding=sharding, prefix="batch_stats/"),
-        )
+    def filled() -> dict[str, Any]:
+        options: dict[str, Any] = dict(sharding=state.step.sharding, source=config.init_from)
+        return {
+            "params": fill(state.params, arrays, prefix="params/", **options),
+            "batch_stats": fill(state.batch_stats, arrays, prefix="batch_stats/", **options),
+        }
 
-    (params, batch_stats), average = place(), state.ema and dict(zip(("params", "batch_stats"), place()))
-    said = f"weights of {config.init_from}"
-    said += ", LMA grafted on as a factor of 1" if exact else ""
-    said += f", with a new head of {wanted[bias].size:,} classes" if other_head else ""
-    return TrainState(state.step, params, batch_stats, state.opt_state, average), said
+    # Two copies: the step donates both.
+    return replace(state, **filled(), ema=filled() if state.ema else None), origin
 
 
-def graft_lma(plain: Arrays, wanted: Arrays) -> Arrays:
-    """The weights of an LMA network that computes what the plain network does.
-
-    With zero taps LMA is exactly y = x / 4; the layer beside it takes the factor 4: the BatchNorm before it in a
-    ResNet, the convolution after it in MobileNetV2, where the attention also shifts the names behind it by one.
-
-    Args:
-        plain: "params/..." and "batch_stats/..." of the plain network.
-        wanted: those of the LMA network, for their paths and shapes.
-    """
-    return {path: _graft(path, plain, wanted) for path in wanted if _is_tap(path) or _origin(path, wanted) in plain}
-
-
-def _graft(path: str, plain: Arrays, wanted: Arrays) -> np.ndarray:
-    if _is_tap(path):
-        return np.zeros_like(wanted[path])
-    factor = 4 if _takes_factor(path, wanted) else 1
-    return factor * plain[_origin(path, wanted)]
-
-
-def _is_tap(path: str) -> bool:
-    return path.endswith(("/conv_h/kernel", "/conv_w/kernel"))
-
-
-def _takes_factor(path: str, wanted: Arrays) -> bool:
-    block, _, leaf = path.partition("/conv/")
-    if f"{block}/conv/2/conv_h/kernel" in wanted:
-        return leaf == "3/kernel"
-    block, layer, leaf = ["", *path.rsplit("/", 2)][-3:]
-    last = "bn3" if f"{block}/bn3/scale" in wanted else "bn2"
-    return f"{block}/attention/conv_h/kernel" in wanted and layer == last and leaf in ("scale", "bias")
-
-
-def _origin(path: str, wanted: Arrays) -> str:
-    """The path in the plain network."""
-    block, _, leaf = path.partition("/conv/")
-    params_block = block.replace("batch_stats/", "params/", 1)
-    if f"{params_block}/conv/2/conv_h/kernel" in wanted and leaf[0] in "34":
-        return f"{block}/conv/{int(leaf[0]) - 1}{leaf[1:]}"
-    return path
-
-
-def _read(path: Path, name: str) -> Arrays:
-    """The params and batch_stats of the network `name` in a workdir or a file of PyTorch weights."""
-    if path.suffix not in (".safetensors", ".pth"):
+def _read_model(path: Path, name: str) -> nnx.Module:
+    """The network `name` with the weights of a workdir or of a weights file."""
+    if path.suffix not in SUFFIXES:
         checkpoint = load_checkpoint(path)
-        if checkpoint.metadata["model"] != name:
-            raise UserError(f"config.init_from={path} is a {checkpoint.metadata['model']}, but a {name} is needed")
-        return checkpoint.evaluated().arrays
+        if checkpoint.metadata.model != name:
+            raise UserError(f"config.init_from={path} is a {checkpoint.metadata.model}, but a {name} is needed")
+        return restore_model(checkpoint)
+    state_dict, _ = read_weights(path)
+    model = _shapes(name, num_classes=num_classes_of(state_dict) or 1000)
     try:
-        from convert.importer import read_network
-    except ImportError as error:
-        raise UserError(f"reading {path} needs PyTorch and safetensors: pip install torch safetensors") from error
-    _, params, batch_stats = split(read_network(path, model=name).model)
+        return from_state_dict(model, state_dict)
+    except ValueError as error:
+        raise UserError(f"cannot use {path} as weights of {name}: {error}") from error
+
+
+def _shapes(name: str, *, num_classes: int) -> nnx.Module:
+    """A network whose variables hold shapes alone."""
+    return nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, rngs=nnx.Rngs(0)))
+
+
+def _arrays_of(model: nnx.Module) -> Arrays:
+    _, params, batch_stats = split(model)
     return to_arrays({"params": params, "batch_stats": batch_stats})
+
+
+def _num_classes(network: Any) -> int:
+    """The size of the head of a network or of its parameters."""
+    params = split(network)[1] if isinstance(network, nnx.Module) else network
+    head = params["fc"] if "fc" in params else params["classifier"][1]
+    return len(head["bias"])

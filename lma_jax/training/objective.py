@@ -1,4 +1,4 @@
-"""What a training step minimises: the loss, its targets, and the mixing of images."""
+"""The objective of training: the loss, its targets, and the mixing of images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class Objective:
 
     Attributes:
         num_classes: number of classes.
-        loss: "softmax", cross-entropy; "sigmoid", binary cross-entropy averaged over the classes.
+        loss: "softmax" for cross-entropy, "sigmoid" for binary cross-entropy averaged over the classes.
         label_smoothing: weight of the uniform distribution in the targets.
-        target_threshold: targets above it become 1 and others 0, if given ("ResNet strikes back", section 3).
-        mixup: alpha of the Beta distribution that the mixing weight is drawn from; 0 is off.
+        target_threshold: targets above it become 1 and others 0, unless it is None ("ResNet strikes back", section 3).
+        mixup: alpha of the Beta distribution of the mixing weight; 0 is off.
         cutmix: the same for CutMix; with both, each takes half of the batches.
     """
 
@@ -29,9 +29,15 @@ class Objective:
     mixup: float = 0.0
     cutmix: float = 0.0
 
+    @property
+    def is_cross_entropy(self) -> bool:
+        """Whether it is the softmax cross-entropy of the labels, which evaluation measures."""
+        return self == Objective(self.num_classes)
+
     def mix(self, key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Images (N, H, W, C), mixed with their neighbours in the batch where asked for, and their targets."""
-        targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing, images.dtype)
+        """Images (N, H, W, C), mixed with their neighbours in the batch if asked for, and targets (N, num_classes)."""
+        targets = jax.nn.one_hot(labels, self.num_classes, dtype=images.dtype)
+        targets = optax.smooth_labels(targets, self.label_smoothing)
         mix_key, choice_key = jax.random.split(key)
         if self.mixup and self.cutmix:
             use_cutmix = jax.random.bernoulli(choice_key)
@@ -66,23 +72,18 @@ def objective_from(values: Mapping[str, Any], *, num_classes: int) -> Objective:
     return Objective(num_classes, **{name: values[name] for name in names})
 
 
-def smooth_one_hot(labels: jax.Array, num_classes: int, smoothing: float, dtype: jnp.dtype) -> jax.Array:
-    """Targets (N, num_classes): 1 - smoothing on the label, and `smoothing` spread over all classes."""
-    return (1 - smoothing) * jax.nn.one_hot(labels, num_classes, dtype=dtype) + smoothing / num_classes
-
-
 def mixup(images: jax.Array, targets: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Blends each example with the one before it in the batch, which gets 1 - weight (Zhang et al., ICLR 2018)."""
+    """Blends each example with the previous one of the batch, which gets 1 - weight (Zhang et al., ICLR 2018)."""
     return _blend(images, weight), _blend(targets, weight)
 
 
 def cutmix(
     images: jax.Array, targets: jax.Array, weight: jax.Array, centre: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Pastes a box of the example before into each one (Yun et al., ICCV 2019).
+    """Pastes a box of the previous example into each example (Yun et al., ICCV 2019).
 
-    The box has its centre at (row, column) and 1 - weight of the area, but what reaches beyond the image is cut
-    off; the targets are blended by the area that is left.
+    The box is centred at `centre`, (row, column), and has 1 - weight of the area before it is clipped to the image.
+    The targets are blended by the clipped area.
     """
     height, width = images.shape[1:3]
     inside = jnp.ones((height, width), bool)

@@ -1,8 +1,8 @@
 """Durations and the learning rate: epochs become steps here and nowhere else."""
 
+import math
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,9 +13,9 @@ from lma_jax.errors import UserError
 
 @dataclass(frozen=True)
 class EpochClock:
-    """Steps and epochs of a run over `examples` in batches of `batch_size`.
+    """Converts between steps and epochs of a run over `examples` in batches of `batch_size`.
 
-    The data are one endless stream, so that an epoch needs no whole number of steps: epoch e ends at the step
+    The data are one endless stream, so that an epoch need not be a whole number of steps: epoch e ends at the step
     nearest to e * examples / batch_size.
     """
 
@@ -27,7 +27,7 @@ class EpochClock:
         return round(epoch * self.examples / self.batch_size)
 
     def epoch(self, step: int) -> float:
-        """The epochs that `step` steps make."""
+        """The number of epochs in `step` steps."""
         return step * self.batch_size / self.examples
 
 
@@ -59,23 +59,23 @@ def learning_rate_schedule(config: ConfigDict, clock: EpochClock) -> optax.Sched
 
     `step` multiplies it by `decay_factor` after each of `decay_epochs`, `exponential` after every epoch (both in the
     paper's protocol); `cosine` follows half a cosine from the end of the warm-up to 0 at the end of training. The
-    warm-up is linear, and reaches the full rate in its last step.
+    warm-up is linear and reaches the full rate in its last step. It does not move the decays.
     """
     scale = config.batch_size / config.base_batch_size if config.base_batch_size else 1.0
     peak = config.learning_rate * scale
     total, warmup = clock.step(config.epochs), clock.step(config.warmup_epochs)
     if config.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, max(1, total - warmup))
-        return optax.join_schedules([_linear_warmup(peak, warmup), main], [warmup])
-    epochs = config.decay_epochs if config.schedule == "step" else range(1, int(np.ceil(config.epochs)))
-    steps = np.asarray([clock.step(epoch) for epoch in epochs], np.int32)
-    rates = peak * config.decay_factor ** np.arange(len(steps) + 1)
-
-    def decayed(step: jax.Array) -> jax.Array:
-        return jnp.asarray(rates)[jnp.searchsorted(jnp.asarray(steps), step + warmup, side="right")]
-
-    return optax.join_schedules([_linear_warmup(peak, warmup), decayed], [warmup])
+    else:
+        epochs = config.decay_epochs if config.schedule == "step" else range(1, math.ceil(config.epochs))
+        main = _decayed(peak, config.decay_factor, [clock.step(epoch) - warmup for epoch in epochs])
+    if not warmup:
+        return main
+    rising = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else optax.constant_schedule(peak)
+    return optax.join_schedules([rising, main], [warmup])
 
 
-def _linear_warmup(peak: float, steps: int) -> optax.Schedule:
-    return lambda step: jnp.asarray(peak * (step + 1) / max(1, steps))
+def _decayed(peak: float, factor: float, steps: list[int]) -> optax.Schedule:
+    """`peak`, times `factor` after each of the `steps`."""
+    rates, ends = peak * factor ** np.arange(len(steps) + 1), np.asarray(steps, np.int32)
+    return lambda step: jnp.asarray(rates)[jnp.searchsorted(jnp.asarray(ends), step, side="right")]

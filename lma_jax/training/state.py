@@ -1,7 +1,8 @@
-"""The training state and the network's structure, apart from each other."""
+"""The state of a training run, and the network and the optimizer that it belongs to."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +14,17 @@ from lma_jax.layers import BatchNorm
 from lma_jax.registry import create_model
 from lma_jax.sharding import DATA_AXIS
 
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that changes in training.
+    """Everything that changes in training.
 
     Attributes:
         step: number of steps taken, int32.
         params, batch_stats: nested dictionaries of arrays, named as the attributes of the model.
         opt_state: state of the optax optimizer.
-        ema: moving average of {"params": ..., "batch_stats": ...}, or None where the run keeps none.
+        ema: moving average of {"params": ..., "batch_stats": ...}, or None if the run keeps none.
     """
 
     step: jax.Array
@@ -37,58 +35,86 @@ class TrainState:
 
     @property
     def evaluated(self) -> tuple[Tree, Tree]:
-        """The params and batch_stats to evaluate and export: the moving average where there is one."""
+        """The params and batch_stats to evaluate and export: the moving average if there is one."""
         return (self.ema["params"], self.ema["batch_stats"]) if self.ema else (self.params, self.batch_stats)
 
 
-def build_model(config: "ConfigDict", num_classes: int) -> nnx.Module:
-    """The model that `config` describes, initialised from `config.seed`."""
-    dtype = jnp.dtype(config.dtype)
+def build_model(name: str, *, num_classes: int, dtype: str, batch_norm: str, seed: int) -> nnx.Module:
+    """A network to train, initialised from `seed`, with float32 parameters or wider.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: number of classes.
+        dtype: computation dtype.
+        batch_norm: "local" for batch statistics of each device, "sync" for those over all devices.
+        seed: seed of the weights and of dropout.
+    """
     model = create_model(
-        config.model,
+        name,
         num_classes=num_classes,
-        dtype=dtype,
+        dtype=jnp.dtype(dtype),
         param_dtype=jnp.promote_types(dtype, jnp.float32),
-        rngs=nnx.Rngs(params=config.seed, dropout=config.seed),
+        rngs=nnx.Rngs(params=seed, dropout=seed),
     )
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm):
-            module.axis_name = DATA_AXIS if config.batch_norm == "sync" else None
+            module.axis_name = DATA_AXIS if batch_norm == "sync" else None
     return model
 
 
-def build_optimizer(config: "ConfigDict", schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer that `config` describes.
+def build_optimizer(
+    schedule: optax.Schedule,
+    *,
+    optimizer: str = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    decay_norm_and_bias: bool = True,
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """The optimizer of a recipe; the options are the config keys of the same names.
 
-    `sgd` is PyTorch's: weight decay joins the gradient, then momentum, then the learning rate. `lamb` (You et al.,
-    ICLR 2020) adapts the rate of a layer only where weight decay acts on it, as in "ResNet strikes back".
+    `sgd` is PyTorch's: weight decay is added to the gradient, then momentum and the learning rate are applied. `lamb`
+    (You et al., ICLR 2020) adapts the rate of a layer only if weight decay acts on it, as in "ResNet strikes back".
     """
 
     def decayed(params: Tree) -> Tree:
-        return jax.tree.map(lambda leaf: config.decay_norm_and_bias or leaf.ndim > 1, params)
+        return jax.tree.map(lambda leaf: decay_norm_and_bias or leaf.ndim > 1, params)
 
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
-    if config.optimizer == "lamb":
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    decay = optax.add_decayed_weights(weight_decay, mask=decayed)
+    if optimizer == "lamb":
         adapt = optax.masked(optax.scale_by_trust_ratio(), decayed)
         return optax.chain(*clip, optax.scale_by_adam(eps=1e-6), decay, adapt, optax.scale_by_learning_rate(schedule))
-    return optax.chain(*clip, decay, optax.sgd(schedule, momentum=config.momentum))
+    return optax.chain(*clip, decay, optax.sgd(schedule, momentum=momentum))
+
+
+def optimizer_from(values: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer that the `values` of a training config describe."""
+    names = ("optimizer", "momentum", "weight_decay", "decay_norm_and_bias", "clip_norm")
+    return build_optimizer(schedule, **{name: values[name] for name in names})
 
 
 def create_state(
-    config: "ConfigDict",
-    num_classes: int,
+    build: Callable[[], nnx.Module],
     optimizer: optax.GradientTransformation,
+    *,
+    keep_ema: bool = False,
     sharding: jax.sharding.Sharding,
 ) -> tuple[Definition, TrainState]:
-    """The network's structure and the state before the first step, placed by `sharding`."""
+    """The definition of a network, and the state before the first step.
+
+    Args:
+        build: returns the initialised network.
+        optimizer: its state is part of the result.
+        keep_ema: whether the state has a moving average of weights and statistics.
+        sharding: sharding of the state.
+    """
 
     def init() -> tuple[nnx.GraphDef, Tree, TrainState]:
-        network, params, batch_stats = split(build_model(config, num_classes))
-        ema = {"params": params, "batch_stats": batch_stats} if config.ema_decay else None
-        step = jnp.zeros((), jnp.int32)
-        state = TrainState(step, params, batch_stats, optimizer.init(params), ema)
-        return network.graphdef, network.rng_state, state
+        definition, params, batch_stats = split(build())
+        ema = {"params": params, "batch_stats": batch_stats} if keep_ema else None
+        state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema)
+        return definition.graphdef, definition.rng_state, state
 
     graphdef, rng_state, state = jax.jit(init, out_shardings=sharding)()
     return Definition(graphdef, rng_state), state

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lma_jax.checkpoint.format import load_checkpoint
+from lma_jax.checkpoint.format import Metadata, load_checkpoint
 from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.checkpoint.restore import fill
 from lma_jax.errors import UserError
@@ -20,12 +20,15 @@ def state(step: int, *, width: int = 5) -> TrainState:
     return TrainState(jnp.int32(step), {"conv1": {"kernel": weights}}, {0: {"mean": weights * 2}}, (weights * 3,))
 
 
+def metadata(**metrics: float) -> Metadata:
+    return Metadata("tiny", 3, ("a", "b", "c"), {}, metrics)
+
+
 def save(workdir: Path, *steps: int, keep: int = 9) -> None:
     """Checkpoints whose validation top-1 falls with the step."""
     with Checkpoints(workdir, keep=keep) as checkpoints:
         for step in steps:
-            metadata = {"model": "tiny", "num_classes": 3, "metrics": {"val_top1": 100.0 - step}}
-            checkpoints.save(state(step), metadata, top1=100.0 - step)
+            checkpoints.save(state(step), metadata(val_top1=100.0 - step), top1=100.0 - step)
 
 
 def restore(workdir: Path, template: TrainState | None = None) -> TrainState | None:
@@ -35,7 +38,7 @@ def restore(workdir: Path, template: TrainState | None = None) -> TrainState | N
         checkpoint = checkpoints.load()
         if checkpoint is None:
             return None
-        restored = fill(template, checkpoint, sharding=template.step.sharding)
+        restored = fill(template, checkpoint.arrays, sharding=template.step.sharding, source=str(checkpoint))
         checkpoints.set_aside_after(checkpoint.step)
         return restored
 
@@ -98,7 +101,7 @@ def test_a_changed_record_is_noticed(tmp_path, capsys, old, new):
     (path,) = (path for path in (tmp_path / "checkpoints/2/record").rglob("*") if old in path.read_bytes())
     path.write_bytes(path.read_bytes().replace(old, new))
     assert load_checkpoint(tmp_path).step == 1
-    assert "damaged checkpoints are passed over: 2" in capsys.readouterr().err
+    assert "skipped damaged checkpoints 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "empty folder", "half-written"])
@@ -135,7 +138,9 @@ def test_nothing_is_trained_anew_over_damaged_checkpoints(tmp_path):
 
 def test_a_checkpoint_of_another_network_is_refused_naming_the_differences(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(UserError, match=r"another network, a tiny with 3 classes \(3 differences: .*conv1/kernel"):
+    with pytest.raises(
+        UserError, match=r"checkpoint 1, a tiny with 3 classes, is of another network \(3 differences: .*conv1/kernel"
+    ):
         restore(tmp_path, state(0, width=6))
 
 
@@ -143,7 +148,7 @@ def test_a_full_disk_is_reported_and_the_next_save_tries_again(tmp_path, capsys,
     with Checkpoints(tmp_path, keep=9) as checkpoints:
         for step, free in ((1, 10**9), (2, 50), (3, 10**9)):
             monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(0, 0, free))
-            checkpoints.save(state(step), {}, top1=0.0)
+            checkpoints.save(state(step), metadata(), top1=0.0)
         checkpoints.wait()
         errors = capsys.readouterr().err
         assert errors.count("\n") == 1
@@ -159,11 +164,11 @@ def test_a_write_that_fails_in_the_background_is_reported_and_the_next_save_trie
         raise ValueError("Disk quota exceeded\nand a long story")
 
     with Checkpoints(tmp_path, keep=9) as checkpoints:
-        checkpoints.save(state(1), {}, top1=0.0)
+        checkpoints.save(state(1), metadata(), top1=0.0)
         checkpoints.wait()
         monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail)
         (tmp_path / "checkpoints/2.orbax-checkpoint-tmp").mkdir()
-        checkpoints.save(state(3), {}, top1=0.0)
+        checkpoints.save(state(3), metadata(), top1=0.0)
         errors = capsys.readouterr().err
         assert errors.count("\n") == 1
         assert "(Disk quota exceeded); training goes on, the newest checkpoint is 1" in errors
@@ -173,10 +178,10 @@ def test_a_write_that_fails_in_the_background_is_reported_and_the_next_save_trie
 
 def test_a_state_saved_on_a_signal_is_replaced_once_it_is_evaluated(tmp_path):
     with Checkpoints(tmp_path, keep=9) as checkpoints:
-        checkpoints.save(state(1), {"metrics": {}}, top1=-1.0)
+        checkpoints.save(state(1), metadata(), top1=-1.0)
     with Checkpoints(tmp_path, keep=9) as checkpoints:
-        checkpoints.save(state(1), {"metrics": {"val_top1": 50.0}}, top1=50.0)
-    assert load_checkpoint(tmp_path, "1").metadata["metrics"] == {"val_top1": 50.0}
+        checkpoints.save(state(1), metadata(val_top1=50.0), top1=50.0)
+    assert load_checkpoint(tmp_path, "1").metadata.metrics == {"val_top1": 50.0}
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
@@ -187,7 +192,7 @@ def test_a_state_that_was_to_be_replaced_survives_a_kill_and_a_failure(tmp_path,
     assert int(restore(tmp_path).step) == 1
     with Checkpoints(tmp_path, keep=9) as checkpoints:
         monkeypatch.setattr(checkpoints._manager, "save", lambda *_, **__: 1 / 0)
-        checkpoints.save(state(1), {}, top1=0.0)
+        checkpoints.save(state(1), metadata(), top1=0.0)
     assert "division by zero" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["1"]
 

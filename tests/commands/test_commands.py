@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(copy):
     assert process.returncode == 0
     assert "step 12" in output
     assert errors.count("\n") == 1
-    assert "warning: damaged checkpoints are passed over: 18" in errors
+    assert "warning: skipped damaged checkpoints 18" in errors
     line = fail("convert.to_torch", f"--checkpoint={copy}", "--step=18", f"--output={copy}/out.pth")
     assert "checkpoint 18" in line
     assert not (copy / "out.pth").exists()

@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 import lma_jax.layers
 from configs import common
 from lma_jax.attention import Placement
+from lma_jax.data.batch import random_batch
 from lma_jax.preprocessing import Preprocessing
 from lma_jax.registry import BACKBONES
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
 from lma_jax.training.objective import objective_from
-from lma_jax.training.reporting import reporter as report
+from lma_jax.training.reporting import reporter
 from lma_jax.training.schedule import EpochClock, learning_rate_schedule
-from lma_jax.training.state import build_optimizer, create_state
+from lma_jax.training.state import build_model, create_state, optimizer_from
 from lma_jax.training.step import make_eval_step, make_train_step
 
 PREPROCESSING = Preprocessing(image_size=16, resize_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -42,7 +43,7 @@ class Tiny(nnx.Module):
 
 def register(monkeypatch) -> None:
     """Makes tiny, tiny_lma and tinydropout known to create_model for the length of a test, which draws no curves."""
-    monkeypatch.setattr(report, "draw_curves", lambda workdir, *, title: None)
+    monkeypatch.setattr(reporter, "draw_curves", lambda workdir, *, title: None)
     monkeypatch.setitem(BACKBONES, "tiny", Tiny)
     monkeypatch.setitem(BACKBONES, "tinydropout", partial(Tiny, dropout=0.5))
 
@@ -61,12 +62,24 @@ class Trial:
     def __init__(self, *, devices: int = 1, seed: int = 0, **values):
         config = recipe(**values)
         self.config = config
-        self.optimizer = build_optimizer(config, learning_rate_schedule(config, EpochClock(32, config.batch_size)))
+        schedule = learning_rate_schedule(config, EpochClock(32, config.batch_size))
+        self.optimizer = optimizer_from(config, schedule)
         self.mesh = data_mesh(jax.devices()[:devices])
-        self.network, self.state = create_state(config, CLASSES, self.optimizer, NamedSharding(self.mesh, REPLICATED))
+        build = partial(
+            build_model,
+            config.model,
+            num_classes=CLASSES,
+            dtype=config.dtype,
+            batch_norm=config.batch_norm,
+            seed=config.seed,
+        )
+        sharding = NamedSharding(self.mesh, REPLICATED)
+        self.definition, self.state = create_state(
+            build, self.optimizer, keep_ema=bool(config.ema_decay), sharding=sharding
+        )
         self.objective = objective_from(config, num_classes=CLASSES)
         self.train_step = make_train_step(
-            self.network,
+            self.definition,
             self.optimizer,
             self.mesh,
             preprocessing=PREPROCESSING,
@@ -77,23 +90,24 @@ class Trial:
             remat=config.remat,
             skip_nonfinite=config.on_nonfinite == "skip",
         )
-        self.eval_step = make_eval_step(self.network, self.mesh, preprocessing=PREPROCESSING)
+        self.eval_step = make_eval_step(self.definition, self.mesh, preprocessing=PREPROCESSING)
 
-    def place(self, batch):
+    def model(self) -> nnx.Module:
+        """The network with its present weights."""
+        return self.definition.bind(self.state.params, self.state.batch_stats)
+
+    def put(self, batch):
         return jax.device_put(batch, NamedSharding(self.mesh, SHARDED))
 
     def train(self, *batches) -> dict[str, float]:
         """Takes a step on each batch and returns the last one's metrics."""
         for batch in batches:
-            self.state, metrics = jax.block_until_ready(self.train_step(self.state, self.place(batch)))
+            self.state, metrics = jax.block_until_ready(self.train_step(self.state, self.put(batch)))
         return {name: float(value) for name, value in metrics.items()}
 
 
 def batch(seed: int, size: int = 16) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (size, 16, 16, 3), np.uint8)
-    label = rng.integers(0, CLASSES, size).astype(np.int32)
-    return {"image": image, "label": label, "mask": np.ones(size, bool), "skipped": np.zeros(size, np.int32)}
+    return random_batch(size, 16, num_classes=CLASSES, seed=seed)
 
 
 def assert_close(actual, expected, tolerance: float):

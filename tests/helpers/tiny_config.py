@@ -10,12 +10,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from configs import digits
 from helpers import tiny
 from lma_jax.registry import BACKBONES
-from lma_jax.training.reporting import reporter as report
+from lma_jax.training.reporting import reporter
 
 
 def get_config() -> ConfigDict:
     BACKBONES["tiny"] = tiny.Tiny
-    report.draw_curves = lambda workdir, *, title: None  # takes longer than its training
+    reporter.draw_curves = lambda workdir, *, title: None  # takes longer than its training
     config = digits.get_config()
     config.update(model="tiny_lma", image_size=8, resize_size=8, batch_size=8, eval_batch_size=360)
     config.update(epochs=0.1, eval_every=0.0334, decay_epochs=(0.05,), log_every=1)

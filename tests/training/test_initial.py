@@ -9,47 +9,32 @@ from flax import nnx
 
 import convert
 import lma_torch
-from convert.files import write_weights
 from helpers import tiny
 from helpers.arrays import normal, to_nhwc
 from helpers.marks import all_but_slow
 from helpers.shapes import backbone_options, jax_shapes, torch_shapes
 from helpers.tiny import Trial
 from helpers.weights import golden_weights
-from lma_jax.checkpoint.format import to_arrays
+from lma_jax.checkpoint.format import Metadata
 from lma_jax.checkpoint.manager import Checkpoints
-from lma_jax.definition import split
 from lma_jax.errors import UserError
 from lma_jax.registry import BACKBONES
-from lma_jax.training.initial import graft_lma, load_initial
+from lma_jax.training.graft import graft_lma
+from lma_jax.training.initial import load_initial
 from lma_jax.training.state import TrainState
+from lma_jax.weight_files import write_weights
 
 
 def filled(name: str, *, seed: int = 0) -> nnx.Module:
     return convert.to_jax(golden_weights(torch_shapes(name), seed=seed), jax_shapes(name, **backbone_options(name)))
 
 
-def arrays_of(model: nnx.Module) -> dict[str, np.ndarray]:
-    _, params, batch_stats = split(model)
-    return to_arrays({"params": params, "batch_stats": batch_stats})
-
-
-def set_arrays(model: nnx.Module, arrays: dict[str, np.ndarray]) -> nnx.Module:
-    network, params, batch_stats = split(model)
-    trees = {"params": params, "batch_stats": batch_stats}
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(trees)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    assert set(paths) == set(arrays)
-    trees = jax.tree_util.tree_unflatten(treedef, [jnp.asarray(arrays[path]) for path in paths])
-    return network.bind(**trees)
-
-
 @pytest.mark.usefixtures("compile_each_layer_once")
-@pytest.mark.parametrize("host", all_but_slow(["resnet18"], BACKBONES))
-def test_an_exact_warm_start_computes_what_the_plain_network_does(host):
+@pytest.mark.parametrize("backbone", all_but_slow(["resnet18"], BACKBONES))
+def test_an_exact_warm_start_computes_what_the_plain_network_does(backbone):
     """To the last bit, in evaluation and in training mode: factors of 4 are exact."""
-    plain, grown = filled(host), filled(f"{host}_lma", seed=1)
-    grown = set_arrays(grown, graft_lma(arrays_of(plain), arrays_of(grown)))
+    plain = filled(backbone)
+    grown = graft_lma(plain, filled(f"{backbone}_lma", seed=1))
     images = to_nhwc(normal(2, 3, 32, 32)).astype(jnp.float32)
     for mode in ("eval", "train"):
         for model in (plain, grown):
@@ -63,9 +48,13 @@ def small_networks(monkeypatch):
 
 
 def save_run(workdir, run: Trial, model: str) -> None:
-    metadata = {"model": model, "num_classes": 10, "metrics": {"val_top1": 1.0}, "config": {}, "sums": {}}
+    metadata = Metadata(model, 10, None, {}, {"val_top1": 1.0})
     with Checkpoints(workdir, keep=1) as checkpoints:
         checkpoints.save(run.state, metadata, top1=1.0)
+
+
+def arrays_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
 def assert_equal_trees(actual, expected):
@@ -121,12 +110,12 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
 def test_a_run_starts_from_a_file_of_plain_pytorch_weights(tmp_path, suffix):
     """As torchvision's: 1000 classes and no LMA."""
     plain = lma_torch.create_model("resnet18", num_classes=1000)
-    write_weights(tmp_path / f"plain{suffix}", plain.state_dict(), {})
+    write_weights(tmp_path / f"plain{suffix}", arrays_of(plain), {})
     config = tiny.recipe(model="resnet18_lma", init_from=str(tmp_path / f"plain{suffix}"), warm_start="exact")
     run = Trial(model="resnet18_lma")
     state, said = load_initial(config, run.state)
     assert "LMA grafted on as a factor of 1, with a new head of 10 classes" in said
-    model = run.network.bind(state.params, state.batch_stats)
+    model = run.definition.bind(state.params, state.batch_stats)
     model.eval()
     plain.eval()
     images = torch.randn(2, 3, 32, 32)
@@ -137,6 +126,6 @@ def test_a_run_starts_from_a_file_of_plain_pytorch_weights(tmp_path, suffix):
 
 
 def test_a_file_of_another_network_is_refused(tmp_path):
-    write_weights(tmp_path / "plain.pth", lma_torch.create_model("resnet18").state_dict(), {})
-    with pytest.raises(UserError, match=r"plain.pth: these are no weights of resnet18_lma.*missing layer1.0.attention"):
+    write_weights(tmp_path / "plain.pth", arrays_of(lma_torch.create_model("resnet18")), {})
+    with pytest.raises(UserError, match=r"plain.pth as weights of resnet18_lma: .*missing layer1.0.attention"):
         load_initial(tiny.recipe(model="resnet18_lma", init_from=str(tmp_path / "plain.pth")), Trial().state)

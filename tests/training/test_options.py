@@ -18,7 +18,7 @@ from helpers.torch_trial import STEPS, TorchTrial, assert_same_weights, train
 from lma_jax.preprocessing import normalize
 from lma_jax.training.objective import Objective, cutmix, mixup
 from lma_jax.training.schedule import EpochClock, learning_rate_schedule
-from lma_jax.training.state import build_optimizer
+from lma_jax.training.state import optimizer_from
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -189,7 +189,7 @@ def test_weight_decay_can_leave_norm_and_bias_out():
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_lamb_is_optaxs_and_leaves_undecayed_layers_to_adam(everywhere):
     config = tiny.recipe(optimizer="lamb", weight_decay=0.02, decay_norm_and_bias=everywhere)
-    ours = build_optimizer(config, lambda step: 0.01)
+    ours = optimizer_from(config, lambda step: 0.01)
     lamb = optax.lamb(0.01, eps=1e-6, weight_decay=0.02)
     adam = optax.adam(0.01, eps=1e-6)
     rng = np.random.default_rng(0)

@@ -44,7 +44,7 @@ def test_rematerialisation_changes_what_is_kept_not_what_is_computed():
         trial.train(batch(0), batch(1))
     assert_close(remat.state.params, plain.state.params, 1e-12)
     assert_close(remat.state.batch_stats, plain.state.batch_stats, 1e-12)
-    texts = [str(jax.make_jaxpr(trial.train_step)(trial.state, trial.place(batch(2)))) for trial in (plain, remat)]
+    texts = [str(jax.make_jaxpr(trial.train_step)(trial.state, trial.put(batch(2)))) for trial in (plain, remat)]
     assert [is_product.__name__ in text for text in texts] == [
         False,
         True,
@@ -85,10 +85,10 @@ def test_evaluation_ignores_what_the_mask_leaves_out():
     full = batch(0)
     masked = {name: value.copy() for name, value in full.items()}
     masked["mask"][5:] = False
-    sums = trial.eval_step(trial.state.params, trial.state.batch_stats, trial.place(masked))
+    sums = trial.eval_step(trial.state.params, trial.state.batch_stats, trial.put(masked))
     first = {name: value[:5] for name, value in full.items()}
     alone = Trial(devices=1)
-    expected = alone.eval_step(alone.state.params, alone.state.batch_stats, alone.place(first))
+    expected = alone.eval_step(alone.state.params, alone.state.batch_stats, alone.put(first))
     assert float(sums["count"]) == 5
     assert {k: float(v) for k, v in sums.items()} == pytest.approx({k: float(v) for k, v in expected.items()}, rel=1e-5)
 
@@ -100,12 +100,12 @@ def test_metric_sums_count_hits_among_the_largest_logits():
         "mask": jnp.asarray([True, True, False]),
         "skipped": jnp.asarray([0, 2, 1]),
     }
-    sums = metric_sums(jnp.asarray([0.5, 0.25, 9.0]), logits, batch)
+    sums = metric_sums(logits, batch, loss=jnp.asarray([0.5, 0.25, 9.0]))
     assert {name: float(value) for name, value in sums.items()} == dict(
         loss=0.75, top1=1, top5=1, count=2, skipped_images=3
     )
     everything = {**batch, "mask": jnp.ones(3, bool)}
-    assert float(metric_sums(jnp.zeros(3), logits[:, :3], everything)["top5"]) == 3
+    assert float(metric_sums(logits[:, :3], everything, loss=jnp.zeros(3))["top5"]) == 3
 
 
 @pytest.mark.slow

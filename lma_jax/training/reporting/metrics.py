@@ -1,4 +1,4 @@
-"""Metrics: summed on the devices, fetched one step late, written as JSON lines, TensorBoard events and to W&B."""
+"""Rows of metrics as JSON lines, TensorBoard events and Weights & Biases."""
 
 import contextlib
 import json
@@ -11,22 +11,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lma_jax import files
 from lma_jax.errors import UserError
 
 
 class MetricsWriter:
     """Appends rows to <workdir>/metrics.jsonl, to TensorBoard events and, if asked for, to Weights & Biases.
 
-    Rows past `step`, where training goes on, are dropped first.
+    Rows after `step`, from which training resumes, are dropped first.
 
     Raises:
-        UserError: `wandb_project` is given, but wandb is not installed.
+        UserError: `wandb_project` is given but wandb is not installed, or the workdir cannot be written.
     """
 
     def __init__(self, workdir: Path, *, step: int, config: Mapping[str, Any], wandb_project: str = ""):
         self._path = workdir / "metrics.jsonl"
         rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-        replace_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        files.write(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         self._events = _Events(workdir / "tensorboard", purge_step=step + 1)
         self._wandb = _open_wandb(workdir, wandb_project, config) if wandb_project else None
 
@@ -39,7 +40,11 @@ class MetricsWriter:
             self._wandb.finish()
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes one row, which has "step" and numbers by name."""
+        """Writes one row, which has "step" and numbers by name.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
         numbers = {re.sub("^(train|val)_", r"\1/", name): value for name, value in row.items() if name != "step"}
         if self._wandb is not None:
             self._wandb.log(numbers, step=row["step"])
@@ -49,9 +54,9 @@ class MetricsWriter:
 
 
 class _Events:
-    """A TensorBoard event file, written at once: the queues of summary writers hang on a full disk.
+    """A TensorBoard event file that is written synchronously: the queues of summary writers hang on a full disk.
 
-    TensorBoard's own protocol, without the writers that import PyTorch or TensorFlow where they are installed.
+    It uses TensorBoard's own protocol buffers, since its writers import PyTorch or TensorFlow where they are installed.
     """
 
     def __init__(self, folder: Path, *, purge_step: int):
@@ -71,7 +76,7 @@ class _Events:
         self._add(step=step, summary=Summary(value=values))
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # `write` has told
+        with contextlib.suppress(OSError):  # `write` has reported it
             self._writer.close()
 
     def _add(self, **event: Any) -> None:
@@ -88,12 +93,12 @@ def _open_wandb(workdir: Path, project: str, config: Mapping[str, Any]) -> Any:
         raise UserError(f"config.wandb_project={project!r} needs Weights & Biases: pip install wandb") from error
     path = workdir / "wandb_id"
     if not path.exists():
-        path.write_text(uuid.uuid4().hex)
+        files.write(path, uuid.uuid4().hex)
     return wandb.init(project=project, name=workdir.name, id=path.read_text(), resume="allow", config=dict(config))
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a line cut short by a kill is left out."""
+    """The rows of metrics.jsonl. A line that was cut short by a kill is left out."""
     path = workdir / "metrics.jsonl"
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -102,10 +107,3 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return rows
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file in one move: a kill leaves the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -1,19 +1,22 @@
-"""The pictures of a run: its training curves, and the images that the network sees."""
+"""Pictures of a run: its training curves, and the images that the network is trained on."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from lma_jax import files
 from lma_jax.training.reporting.metrics import read_metrics
 
 
 def draw_curves(workdir: Path, *, title: str) -> Path | None:
     """Draws top-1 and top-5 error of training and validation to <workdir>/curves.png, and returns its path.
 
-    Nothing is drawn before the first evaluation.
+    Before the first evaluation nothing is drawn, and it returns None.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -33,14 +36,17 @@ def draw_curves(workdir: Path, *, title: str) -> Path | None:
         axes.legend()
     figure.suptitle(title)
     path = workdir / "curves.png"
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
     return path
 
 
 def draw_examples(workdir: Path, batch: Any) -> Path:
-    """Writes up to 64 images of a batch (N, H, W, 3) uint8, as augmented for training, to <workdir>/examples.png."""
+    """Writes up to 64 augmented images of a batch (N, H, W, 3) uint8 to <workdir>/examples.png, and returns its path.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     images = np.pad(np.asarray(batch)[:64], ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=128)
     columns = min(8, len(images))
     rows = len(images) // columns
@@ -49,5 +55,7 @@ def draw_examples(workdir: Path, batch: Any) -> Path:
     sheet = Image.fromarray(grid.swapaxes(1, 2).reshape(rows * height, columns * width, channels))
     factor = max(1, 64 // width)
     path = workdir / "examples.png"
-    sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST).save(path)
+    enlarged = sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST)
+    with files.replacing(path) as temporary:
+        enlarged.save(temporary)
     return path

@@ -9,10 +9,15 @@ from lma_jax.errors import UserError
 
 
 class Profiler:
-    """Traces five steps, ten after the start, into `folder`, for Perfetto (perfetto.dev) or XProf; None: no trace.
+    """Traces five steps, the first one ten steps after the start, for Perfetto (perfetto.dev) or XProf.
+
+    Args:
+        folder: receives the trace; None for no trace.
+        start: number of steps taken before.
+        total: number of steps at the end.
 
     Raises:
-        UserError: fewer steps are left.
+        UserError: the run has too few steps left.
     """
 
     WARM_UP = 10
@@ -25,12 +30,12 @@ class Profiler:
             raise UserError(f"--profile needs {self.WARM_UP + self.STEPS} steps, the run has {total - start} left")
 
     def before(self, step: int) -> None:
-        """Is called before each step."""
+        """To be called before each step; starts the trace in time."""
         if self._folder is not None and step == self._first:
             jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
 
     def after(self, step: int, result: Any) -> str | None:
-        """Is called after each step with something it computed; says where the trace is when it is complete."""
+        """To be called after each step with a result of it; returns a line about the trace once it is complete."""
         if self._folder is None or step != self._first + self.STEPS - 1:
             return None
         jax.block_until_ready(result)

@@ -1,4 +1,4 @@
-"""Progress for a person: a bar on a terminal, plain lines elsewhere."""
+"""Progress output: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -9,8 +9,8 @@ from lma_jax.training.meter import Meter
 class Progress:
     """Shows the step, the running means, the rate, the wait for data and the time left.
 
-    The rate counts from the end of the first step or of the last `pause`, so that neither compilation nor
-    evaluation is in it.
+    The rate is measured from the end of the first step, or of the first step after a `pause`, so that it includes
+    neither compilation nor evaluation.
     """
 
     def __init__(self, *, start: int, total: int, log_every: int):
@@ -32,12 +32,12 @@ class Progress:
 
     @property
     def images_per_second(self) -> float:
-        """The mean rate so far; 0 before the second step."""
+        """Mean rate so far; 0 before the second step."""
         return self._images / self._seconds if self._seconds else 0.0
 
     @property
     def data_wait(self) -> float:
-        """The share of the time that went by waiting for data, in per cent."""
+        """Share of the time spent waiting for data, in per cent."""
         return 100 * self._waited / self._seconds if self._seconds else 0.0
 
     def pause(self) -> None:
@@ -45,7 +45,15 @@ class Progress:
         self._mark = None
 
     def update(self, step: int, epoch: float, images: int, meter: Meter, waited: float) -> None:
-        """Reports that `step` steps are done, the last on `images` images, after `waited` seconds in all for data."""
+        """Records the completion of `step`.
+
+        Args:
+            step: number of steps taken.
+            epoch: epochs that they make.
+            images: images of this step.
+            meter: metrics since the last evaluation.
+            waited: cumulative wait for data, in seconds.
+        """
         now = time.perf_counter()
         if self._mark is not None:
             self._seconds += now - self._mark[0]
@@ -58,7 +66,7 @@ class Progress:
             self._report(step, epoch, images, meter)
 
     def line(self, text: str) -> None:
-        """Prints a line, above the bar where there is one."""
+        """Prints a line, above the bar if there is one."""
         if self._bar is None:
             print(text, flush=True)
         else:

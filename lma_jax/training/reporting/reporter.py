@@ -1,7 +1,7 @@
-"""What a run tells: progress and files in its workdir, by the first process of a job; the others are silent."""
+"""Progress output and workdir files, written by process 0."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,25 @@ from lma_jax.training.schedule import EpochClock, learning_rate_schedule
 class Reporter:
     """Shows a run on the terminal and writes metrics.jsonl, tensorboard/, curves.png and examples.png.
 
-    A file that cannot be written, on a full disk for instance, makes a warning; training goes on.
+    A file that cannot be written causes a warning, and training goes on. Only process 0 reports.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, clock: EpochClock, *, start: int, eval_steps: list[int]):
         self._config = config
         self._workdir = workdir
         self._clock = clock
-        self._speaks = jax.process_index() == 0
+        self._reports = jax.process_index() == 0
         self._start = start
         self._eval_steps = eval_steps
-        # All at once: computed in between, one would wait for the steps under way.
+        # All at once: a rate computed later would wait for the steps in flight.
         schedule = learning_rate_schedule(config, clock)
         self._learning_rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(eval_steps[-1])))
 
     def __enter__(self) -> "Reporter":
         with ExitStack() as stack:
-            if self._speaks:
-                self._writer = stack.enter_context(self._open_writer())
+            if self._reports:
+                options = dict(config=self._config.to_dict(), wandb_project=self._config.wandb_project)
+                self._writer = stack.enter_context(self._open_writer(options))
                 progress = Progress(start=self._start, total=self._eval_steps[-1], log_every=self._config.log_every)
                 self._progress = stack.enter_context(progress)
             self._stack = stack.pop_all()
@@ -48,43 +49,38 @@ class Reporter:
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
 
-    def say(self, text: str | None) -> None:
-        """Prints a line, if there is one."""
-        if self._speaks and text is not None:
-            self._progress.line(text)
+    def line(self, text: str | Callable[[], str]) -> None:
+        """Prints a line, or what a function returns; in silent processes the function is not called."""
+        if self._reports:
+            self._progress.line(text if isinstance(text, str) else text())
 
     def examples(self, images: Any) -> None:
         """Draws the first training images (N, H, W, 3) uint8."""
-        if self._speaks:
+        if self._reports:
             with self._tolerated("examples.png"):
                 draw_examples(self._workdir, images)
 
     def step(self, step: int, meter: Meter, *, waited: float) -> None:
-        """Tells that `step` steps are done, after `waited` seconds in all for data."""
-        if not self._speaks:
+        """Records the completion of `step`; `waited` is the cumulative wait for data in seconds."""
+        if not self._reports:
             return
         self._progress.update(step, self._clock.epoch(step), self._config.batch_size, meter, waited)
         if step % self._config.log_every == 0 and step not in self._eval_steps:
             self._write(self._row(step, meter.means_so_far()))
 
     def evaluation(self, step: int, train: dict[str, float], val: dict[str, float]) -> dict[str, Any]:
-        """Tells the means since the last evaluation and the validation scores; returns their row of metrics."""
-        if not self._speaks:
+        """Reports the training means since the last evaluation and the validation scores; returns their row."""
+        if not self._reports:
             return {"step": step, **_prefixed("val", val)}
         row = {**self._row(step, train), **_prefixed("val", val)}
         self._write(row)
         with self._tolerated("curves.png"):
             draw_curves(self._workdir, title=f"{self._config.model} on {self._config.dataset}")
-        skipped = f"  {val['skipped_images']:,.0f} images skipped" if val["skipped_images"] else ""
-        self.say(
-            f"epoch {row['epoch']:.2f}  val loss {val['loss']:.4f}  val top-1 {val['top1']:.2f} %  "
-            f"val top-5 {val['top5']:.2f} %{skipped}"
-        )
+        self.line(f"epoch {row['epoch']:.2f}  {describe(val, prefix='val ')}")
         self._progress.pause()
         return row
 
-    def _open_writer(self) -> MetricsWriter:
-        options = dict(config=self._config.to_dict(), wandb_project=self._config.wandb_project)
+    def _open_writer(self, options: dict[str, Any]) -> MetricsWriter:
         try:
             return MetricsWriter(self._workdir, step=self._start, **options)
         except OSError as error:
@@ -110,6 +106,17 @@ class Reporter:
             yield
         except OSError as error:
             print(f"warning: cannot write {self._workdir / name}: {error.strerror}", file=sys.stderr, flush=True)
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+
+
+def describe(scores: dict[str, float], *, prefix: str = "") -> str:
+    """The scores of an evaluation as one line, each with its name after `prefix`."""
+    parts = [f"{prefix}top-{k} {scores[f'top{k}']:.2f} %" for k in (1, 5)]
+    losses = [name for name in ("loss", "cross_entropy") if name in scores]
+    parts += [f"{prefix}{name.replace('_', '-')} {scores[name]:.4f}" for name in losses]
+    parts += [f"{scores['skipped_images']:,.0f} images skipped"] if scores["skipped_images"] else []
+    return "  ".join(parts)
 
 
 def _prefixed(split: str, means: dict[str, float]) -> dict[str, float]:
