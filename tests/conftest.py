@@ -1,19 +1,21 @@
-"""What the tests share: a session-wide compilation cache, float64, and weights that both frameworks can rebuild."""
+"""The environment of the tests, a compilation cache, and the fixtures that several rooms use."""
 
 import atexit
 import gc
 import os
 import shutil
+import sys
 import tempfile
+from importlib.metadata import version
+from pathlib import Path
 
-# Before jax is imported, and in the environment, so that subprocesses share the compiled programs.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-cache-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# In the environment before JAX is imported, so that subprocesses are set up alike and share the compiled programs.
+VERSIONS = "-".join([f"python{sys.version_info.major}.{sys.version_info.minor}", f"jaxlib{version('jaxlib')}"])
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / VERSIONS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Four devices for the tests of sharding; and the tests compile much and compute little.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 --xla_llvm_disable_expensive_passes=true"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # the tests compile much and compute little
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"  # for the tests of sharding
 if "TFDS_DATA_DIR" not in os.environ:
     os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="tfds-")
     atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
