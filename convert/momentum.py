@@ -1,4 +1,4 @@
-"""SGD's momentum between optax and PyTorch, so that a run can go on in the other framework.
+"""The momentum of SGD between optax and PyTorch, so that a run can continue in the other framework.
 
 Both define it alike: momentum = gradient + weight decay * weight + mu * momentum.
 """
@@ -10,6 +10,7 @@ import torch
 from flax import nnx
 
 from convert.weights import to_jax, to_torch
+from lma_jax.definition import split
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -18,13 +19,11 @@ def momentum_to_torch(trace: Any, jax_model: nnx.Module) -> dict[str, torch.Tens
     """Momentum by PyTorch's parameter names.
 
     Args:
-        trace: optax's momentum, shaped as the parameters of `jax_model` (the `trace` of optax.TraceState).
+        trace: optax's momentum (`trace` of optax.TraceState), with the structure of the parameters of `jax_model`.
         jax_model: the network; its weights do not matter.
     """
-    from lma_jax.definition import split
-
-    network, _, batch_stats = split(jax_model)
-    buffers = to_torch(network.bind(trace, batch_stats))
+    definition, _, batch_stats = split(jax_model)
+    buffers = to_torch(definition.bind(trace, batch_stats))
     return {name: buffer for name, buffer in buffers.items() if not name.endswith(STATISTICS)}
 
 
@@ -34,15 +33,18 @@ def momentum_to_jax(buffers: Mapping[str, torch.Tensor], jax_model: nnx.Module) 
     Raises:
         ValueError: entries are missing, unexpected or of another shape; all are named.
     """
-    from lma_jax.definition import split
-
     statistics = {name: value for name, value in to_torch(jax_model).items() if name.endswith(STATISTICS)}
     _, trace, _ = split(to_jax({**buffers, **statistics}, nnx.clone(jax_model)))
     return trace
 
 
 def set_momentum(optimizer: torch.optim.SGD, torch_model: torch.nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
-    """Gives an optimizer over `torch_model.parameters()` its momentum by parameter name.
+    """Gives an optimizer its momentum.
+
+    Args:
+        optimizer: SGD over `torch_model.parameters()`.
+        torch_model: the network.
+        buffers: momentum by parameter name.
 
     Raises:
         KeyError: a parameter has no momentum.

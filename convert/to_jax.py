@@ -1,7 +1,7 @@
 """Imports PyTorch weights as a checkpoint: python -m convert.to_jax --weights r50.pth --output runs/imported
 
-Takes state_dicts of this project, of the paper's authors, of torchvision and of timm, in .pth or .safetensors. The
-result serves every --checkpoint, and config.init_from.
+The file is a state_dict of this project, of the paper's authors, of torchvision or of timm, in .pth or .safetensors.
+The result can be the --checkpoint of every command, and the init_from of a config.
 """
 
 from pathlib import Path
@@ -10,16 +10,19 @@ from absl import flags
 
 from lma_jax import cli
 
-WEIGHTS = flags.DEFINE_string("weights", None, "File of weights, .safetensors or .pth.", required=True)
-MODEL = flags.DEFINE_string("model", None, "Definition, one of list_models(). Default: recognised by names and shapes.")
-OUTPUT = flags.DEFINE_string("output", None, "Workdir to create.", required=True)
+
+def define_flags() -> None:
+    flags.DEFINE_string("weights", None, "File of weights, .safetensors or .pth.", required=True)
+    flags.DEFINE_string("model", None, "Network, one of list_models(). Default: recognised by names and shapes.")
+    flags.DEFINE_string("output", None, "Workdir to create.", required=True)
 
 
 def main() -> None:
-    from convert.importer import import_weights
+    from convert.importing import import_weights
 
-    print(import_weights(Path(WEIGHTS.value), Path(OUTPUT.value), model=MODEL.value))
+    options = flags.FLAGS
+    print(import_weights(Path(options.weights), Path(options.output), model=options.model))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

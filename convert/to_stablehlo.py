@@ -1,7 +1,7 @@
 """Exports a checkpoint as a JAX function: python -m convert.to_stablehlo --checkpoint runs/r50 --output r50.stablehlo
 
 The file runs wherever JAX does, without this package, on batches of any size. It is a zip of `function`, which
-jax.export.deserialize reads, and metadata.json. Before it is written, every layer is proved equal to PyTorch's.
+jax.export.deserialize reads, and metadata.json. The network is verified layer by layer before it is written.
 """
 
 from pathlib import Path
@@ -10,20 +10,24 @@ from absl import flags
 
 from lma_jax import cli
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
-STEP = flags.DEFINE_string("step", "newest", "Which checkpoint: newest, best (by validation top-1), or its step.")
-OUTPUT = flags.DEFINE_string("output", None, "File to write, .stablehlo.", required=True)
-FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch normalisation into the convolutions of a program.")
+
+def define_flags() -> None:
+    cli.define_checkpoint()
+    flags.DEFINE_string("output", None, "File to write, .stablehlo.", required=True)
+    flags.DEFINE_bool("fold_batch_norm", False, "Fold batch normalisation into the convolutions.")
 
 
 def main() -> None:
-    from convert.exporter import STABLEHLO_SUFFIXES, export, prove, require_output
+    from convert.export import export, format_of
+    from convert.export.verified import verified_pair
     from lma_jax.checkpoint.format import load_checkpoint
 
-    require_output(Path(OUTPUT.value), STABLEHLO_SUFFIXES, fold=FOLD.value)
-    checkpoint = load_checkpoint(CHECKPOINT.value, STEP.value)
-    print(export(prove(checkpoint, source=CHECKPOINT.value), Path(OUTPUT.value), fold=FOLD.value))
+    options = flags.FLAGS
+    output = Path(options.output)
+    format_of(output, framework="jax")
+    checkpoint = load_checkpoint(options.checkpoint, options.step)
+    print(export(verified_pair(checkpoint, source=options.checkpoint), output, fold=options.fold_batch_norm))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -11,7 +11,7 @@ A module with variables of its own declares those that have the same name and ax
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +21,13 @@ from lma_jax.layers import BatchNorm
 
 Model = TypeVar("Model", bound=nnx.Module)
 StateDict = Mapping[str, np.ndarray]
+
+
+class Shaped(Protocol):
+    """An array or a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,9 @@ def from_state_dict(model: Model, state_dict: StateDict) -> Model:
     return model
 
 
-def num_classes_of(state_dict: Mapping[str, np.ndarray]) -> int | None:
-    """The number of outputs of a network's last layer, None where a state_dict has no such layer."""
-    return next((len(state_dict[key]) for key in HEADS if key in state_dict), None)
+def num_classes_of(state_dict: Mapping[str, Shaped]) -> int | None:
+    """The number of outputs of a network's last layer; None if a state_dict (arrays or tensors) has no such layer."""
+    return next((state_dict[key].shape[0] for key in HEADS if key in state_dict), None)
 
 
 def _variables(model: nnx.Module) -> Iterator[tuple[str, Entry, nnx.Variable]]:

@@ -66,7 +66,7 @@ def test_evaluation_agrees_with_the_last_one_of_training(workdir):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_an_export_loads_in_pytorch_with_its_metadata_and_is_proved_equal(workdir, tmp_path, suffix):
+def test_an_export_loads_in_pytorch_with_its_metadata_and_is_verified(workdir, tmp_path, suffix):
     path = tmp_path / f"export.{suffix}"
     run("convert.to_torch", f"--checkpoint={workdir}", f"--output={path}")
     if suffix == "pth":
@@ -80,12 +80,12 @@ def test_an_export_loads_in_pytorch_with_its_metadata_and_is_proved_equal(workdi
     model.load_state_dict(state_dict, strict=True)
     assert metadata["step"] == 18
     assert metadata["checkpoint"] == str(workdir)
-    assert metadata["verified"]["float64"]["equal"] == metadata["verified"]["float64"]["layers"] == 65
+    assert metadata["verified"]["float64"]["passed"] == metadata["verified"]["float64"]["layers"] == 65
     assert metadata["preprocessing"] == dict(image_size=8, resize_size=8, mean=[0.5] * 3, std=[0.5] * 3)
     if suffix == "safetensors":  # the next test verifies the other
         output = run("convert.verify", f"--checkpoint={workdir}", f"--weights={path}")
-        assert "float64  64 of 64 layers are equal\n" in output
-        assert "float32  64 of 64 layers are equal\n" in output
+        assert "float64  64 of 64 layers passed\n" in output
+        assert "float32  64 of 64 layers passed\n" in output
 
 
 def test_verification_fails_where_one_weight_differs(workdir, tmp_path):
@@ -98,7 +98,7 @@ def test_verification_fails_where_one_weight_differs(workdir, tmp_path):
     process = start("convert.verify", f"--checkpoint={workdir}", f"--weights={path}", f"--json={rows}")
     output, errors = process.communicate()
     assert process.returncode == 1
-    assert output.count("the first that differs is layer4.1.attention\n") == 2
+    assert output.count("the first that failed is layer4.1.attention\n") == 2
     failed = [row["layer"] for row in json.loads(rows.read_text()) if not row["passed"]]
     assert failed == 2 * ["layer4.1.attention", "layer4.1", "layer4", "fc", "logits"]
     assert errors == "error: the two frameworks do not compute the same\n"

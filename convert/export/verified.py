@@ -1,0 +1,59 @@
+"""The network of a checkpoint in both frameworks, verified layer by layer."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from flax import nnx
+
+from convert.pair import restored_pair
+from convert.parity import verify
+from lma_jax.checkpoint.format import Checkpoint
+
+
+@dataclass(frozen=True)
+class VerifiedPair:
+    """A network in both frameworks that computes the same in every layer that was compared.
+
+    Attributes:
+        jax_model, torch_model: the pair.
+        images: random images of the network's size, (N, H, W, 3), N > 1, float64.
+        metadata: model, num_classes, class_names, preprocessing, metrics, checkpoint, step and verified, the summary of
+            the verification; JSON can hold it.
+    """
+
+    jax_model: nnx.Module
+    torch_model: torch.nn.Module
+    images: np.ndarray
+    metadata: dict[str, Any]
+
+
+def verified_pair(checkpoint: Checkpoint, *, source: str) -> VerifiedPair:
+    """Restores the network of a checkpoint in both frameworks and verifies it.
+
+    Args:
+        checkpoint: what `load_checkpoint` returned.
+        source: its workdir, for the metadata.
+
+    Raises:
+        ArithmeticError: the frameworks do not compute the same, which is a bug.
+    """
+    described = checkpoint.metadata
+    pair = restored_pair(checkpoint)
+    size = pair.preprocessing.image_size
+    images = np.random.default_rng(0).normal(size=(2, size, size, 3))
+    verification = verify(pair.jax_model, pair.torch_model, images)
+    if not verification.passed:
+        raise ArithmeticError("\n".join(verification.report(by_layer=True)))
+    metadata = {
+        "model": described.model,
+        "num_classes": described.num_classes,
+        "class_names": described.class_names,
+        "preprocessing": asdict(pair.preprocessing),
+        "metrics": dict(described.metrics),
+        "checkpoint": source,
+        "step": checkpoint.step,
+        "verified": verification.summary(),
+    }
+    return VerifiedPair(pair.jax_model, pair.torch_model, images, metadata)

@@ -1,0 +1,75 @@
+"""A file of PyTorch weights as a checkpoint of lma_jax."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from convert.recognition import recognise
+from lma_jax.checkpoint.format import Metadata
+from lma_jax.checkpoint.manager import save_weights
+from lma_jax.errors import UserError
+from lma_jax.preprocessing import IMAGENET, Preprocessing, preprocessing_from
+from lma_jax.registry import create_model
+from lma_jax.state_dict import from_state_dict
+from lma_jax.weight_files import read_weights
+
+# What evaluation needs of a recipe beside the preprocessing: the paper's data set, in float32.
+EVALUATION = dict(
+    dataset="imagenet2012",
+    data_dir="",
+    val_split="validation",
+    eval_batch_size=256,
+    data_threads=16,
+    data_workers=0,
+    on_bad_image="error",
+    dtype="float32",
+    loss="softmax",
+)
+
+
+def import_weights(weights: Path, workdir: Path, *, model: str | None = None) -> str:
+    """Writes the weights of a file as checkpoint 0 of a new workdir.
+
+    Args:
+        weights: .safetensors or .pth file of this project, of the paper's authors, of torchvision or of timm.
+        workdir: folder to create.
+        model: name of the network; by default it is recognised by names and shapes.
+
+    Returns:
+        One line about the result.
+
+    Raises:
+        UserError: the file is unusable or of another network (all differences are named), or the workdir exists or
+            cannot be written.
+    """
+    state_dict, described = read_weights(weights)
+    try:
+        name, num_classes = recognise(state_dict, name=model)
+    except UserError as error:
+        raise UserError(f"cannot use {weights}: {error}") from error
+    network = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, rngs=nnx.Rngs(0)))
+    metadata = Metadata(
+        model=name,
+        num_classes=num_classes,
+        class_names=_class_names(described, num_classes),
+        config={**EVALUATION, "model": name, **vars(_preprocessing(described))},
+        imported_from=str(weights.absolute()),
+    )
+    save_weights(workdir, from_state_dict(network, state_dict), metadata)
+    return f"{name} with {num_classes:,} classes: weights of {weights} written to {workdir}"
+
+
+def _preprocessing(described: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing in the metadata of a file, or ImageNet's if there is none."""
+    try:
+        return preprocessing_from(described["preprocessing"])
+    except (KeyError, TypeError):
+        return IMAGENET
+
+
+def _class_names(described: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
+    """The class names in the metadata of a file; None unless there is one for each class."""
+    names = described.get("class_names")
+    return tuple(map(str, names)) if isinstance(names, list | tuple) and len(names) == num_classes else None

@@ -1,0 +1,73 @@
+"""Networks in both frameworks with the same weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flax import nnx
+
+import lma_jax
+import lma_torch
+from convert.weights import to_torch
+from lma_jax.checkpoint.format import Checkpoint
+from lma_jax.checkpoint.restore import restore_model
+from lma_jax.errors import UserError
+from lma_jax.preprocessing import IMAGENET, Preprocessing
+from lma_jax.weight_files import read_weights, to_tensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A network in both frameworks.
+
+    Attributes:
+        jax_model, torch_model: the network.
+        preprocessing: that of its images.
+    """
+
+    jax_model: nnx.Module
+    torch_model: torch.nn.Module
+    preprocessing: Preprocessing
+
+
+def random_pair(name: str) -> Pair:
+    """A network of `list_models()` with random weights, for ImageNet.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    try:
+        jax_model = nnx.jit(lambda: lma_jax.create_model(name, rngs=nnx.Rngs(0)))()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return Pair(jax_model, _torch_model(name, 1000, to_torch(jax_model)), IMAGENET)
+
+
+def restored_pair(checkpoint: Checkpoint) -> Pair:
+    """The network of a checkpoint, with its weights in both frameworks."""
+    metadata, jax_model = checkpoint.metadata, restore_model(checkpoint)
+    torch_model = _torch_model(metadata.model, metadata.num_classes, to_torch(jax_model))
+    return Pair(jax_model, torch_model, metadata.preprocessing)
+
+
+def exported_pair(checkpoint: Checkpoint, weights: Path) -> Pair:
+    """The network of a checkpoint, in PyTorch with the weights of its export.
+
+    Raises:
+        UserError: the file is unusable, or its weights are not those of the network.
+    """
+    state_dict, _ = read_weights(weights)
+    metadata = checkpoint.metadata
+    tensors = {key: to_tensor(array) for key, array in state_dict.items()}
+    try:
+        torch_model = _torch_model(metadata.model, metadata.num_classes, tensors)
+    except RuntimeError as error:
+        raise UserError(f"{weights} does not fit the checkpoint, a {metadata.model}: {error}") from error
+    return Pair(restore_model(checkpoint), torch_model, metadata.preprocessing)
+
+
+def _torch_model(name: str, num_classes: int, state_dict: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """A network of lma_torch with these weights; a RuntimeError if they do not fit."""
+    model = lma_torch.create_model(name, num_classes=num_classes, device="meta")
+    model.load_state_dict(state_dict, assign=True)
+    return model
