@@ -1,4 +1,5 @@
-# make demo: trains, evaluates, exports and proves LMA-ResNet-18 on the embedded digits, in a few minutes on a CPU
+# make demo: trains, evaluates, exports and verifies LMA-ResNet-18 on the embedded digits, in a few minutes on a CPU
+# make check: lint, types and the unit tests that start no process, for the inner loop
 # make test: every check that CI runs
 # make bench: the speed of the main parts against benchmarks/baseline.json
 
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/digits
 
-.PHONY: demo test bench clean
+.PHONY: demo check test lint bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m lma_jax.train --config configs/digits.py --workdir $(RUN)
@@ -21,23 +22,28 @@ demo: $(VENV)/demo
 	@echo "training images     $(RUN)/examples.png"
 	@echo "metrics             $(RUN)/metrics.jsonl, $(RUN)/tensorboard"
 
-test: $(VENV)/test
+test: lint
+	$(BIN)/pytest
+
+check: lint
+	$(BIN)/pytest -m "not process and not deep"
+
+lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
-	$(BIN)/pytest -m slow --dist worksteal
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/bench.py
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) .cache runs build *.egg-info
 
-# The tested versions, into a virtual environment that the two targets share.
-$(VENV)/demo: EXTRAS := train,torch
-$(VENV)/test: EXTRAS := test
+# The tested versions, into a virtual environment that all targets share.
+$(VENV)/demo: WHAT := --editable ".[train,torch]"
+$(VENV)/test: WHAT := --editable ".[train,fast,torch,flops,onnx]" --group test
 $(VENV)/demo $(VENV)/test: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt $(WHAT)
 	touch $@
