@@ -36,7 +36,7 @@ class Source:
 
     name: str
     records: Records
-    class_names: list[str]
+    class_names: tuple[str, ...]
 
     @property
     def num_classes(self) -> int:
@@ -69,7 +69,7 @@ def open_source(name: str, split: str, *, data_dir: str = "") -> Source:
         raise UserError(f"data set {name!r} is not for image classification: it has no image and label")
     _require_whole(builder, name, split)
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    return Source(f"{name} {split}", records, builder.info.features["label"].names)
+    return Source(f"{name} {split}", records, tuple(builder.info.features["label"].names))
 
 
 class FolderRecords:
@@ -82,7 +82,7 @@ class FolderRecords:
     def __init__(self, folder: Path):
         self._folder = folder
         files = images_by_class(folder)
-        self.class_names = list(files)
+        self.class_names = tuple(files)
         # One array of bytes: a million path objects would cost gigabytes in each worker.
         self._names = np.array([os.fsencode(name) for names in files.values() for name in names])
         self._labels = np.repeat(np.arange(len(files)), [len(names) for names in files.values()])

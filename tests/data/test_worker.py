@@ -1,0 +1,27 @@
+"""A worker process ends with its parent."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from helpers.commands import ROOT
+
+WORKER = """
+import os, runpy, signal, sys, time
+end_with_parent = runpy.run_path("lma_jax/data/worker.py")["end_with_parent"]
+end_with_parent(int(sys.argv[1]))
+os.kill(os.getpid(), signal.SIGTERM)
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_worker_ends_with_its_parent_and_at_no_signal(moment):
+    """Even if the parent was killed before the worker looked for it."""
+    parent, seconds = (-1, 20) if moment == "before" else (os.getpid(), 0.2)
+    process = subprocess.run([sys.executable, "-c", WORKER, str(parent), str(seconds)], cwd=ROOT, timeout=30)
+    assert process.returncode == (1 if moment == "before" else 0)
