@@ -1,1 +1,1 @@
-"""Images: where they come from, what is done to them, and the batches they are fed in."""
+"""Data: sources of images, their augmentation, and batches; and builds of data sets."""

@@ -1,8 +1,8 @@
 """RandAugment (Cubuk et al., NeurIPS 2020) in the form of "ResNet strikes back" (Wightman et al. 2021).
 
-Two operations are drawn with replacement and each is applied with probability 1/2, at a magnitude drawn from
-N(magnitude, 0.5) on a scale of 0 to 10. Every operation grows with its magnitude ("increasing" posterize, solarize
-and enhancements), and signs are drawn at random.
+Two operations are drawn with replacement, and each is applied with probability 1/2. Its magnitude is drawn from
+N(magnitude, 0.5) on a scale of 0 to 10, and its sign at random. No operation weakens as the magnitude grows: these are
+the "increasing" variants of posterize, solarize and the enhancements.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ OPERATIONS_PER_IMAGE = 2
 PROBABILITY = 0.5
 MAGNITUDE_STD = 0.5
 MAX_MAGNITUDE = 10.0
-FILL = (124, 116, 104)  # ImageNet's mean colour, where an operation moves the image's border inwards
+FILL = (124, 116, 104)  # ImageNet's mean colour; it fills the area that an operation moves the image out of
 
-# A level is the magnitude on a scale of 0 to 1, with a random sign for the operations that have two directions.
+# An operation on an image at a level: the magnitude on a scale of 0 to 1, negative in the other of two directions.
 Operation = Callable[[Image.Image, float], Image.Image]
 
 
@@ -57,7 +57,7 @@ OPERATIONS = {**ONE_WAY, **TWO_WAY}
 
 
 def rand_augment(image: Image.Image, rng: np.random.Generator, *, magnitude: float) -> Image.Image:
-    """Applies RandAugment to an RGB image; `magnitude` is from 0 to 10."""
+    """Applies RandAugment to an RGB image, at a `magnitude` of 0 to 10."""
     for name in rng.choice(list(OPERATIONS), OPERATIONS_PER_IMAGE):
         if rng.random() < PROBABILITY:
             level = float(np.clip(rng.normal(magnitude, MAGNITUDE_STD), 0, MAX_MAGNITUDE)) / MAX_MAGNITUDE

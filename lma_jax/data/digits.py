@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's 1,797 handwritten digits (8 x 8 grey) as a TFDS build."""
+"""The embedded data set: scikit-learn's 1,797 handwritten digits, 8 x 8 pixels in grey, as a TFDS build."""
 
 import io
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """Every fifth digit is held out for testing, so that both splits hold every writer: 1,437 and 360 images."""
+    """1,437 digits for training and 360, every fifth one, for testing, so that every writer is in both splits."""
 
     VERSION = tfds.core.Version("1.0.0")
 

@@ -1,6 +1,7 @@
-"""Decodes a part of a JPEG, by nvImageCodec's CPU decoder where it is installed (the extra `fast`).
+"""Decodes a region of a JPEG with nvImageCodec's CPU decoder, if that is installed (the extra `fast`).
 
-It skips what lies outside of the part and gives the very pixels of a whole decode: nothing but speed depends on it.
+The decoder skips what is outside of the region. The pixels are those of decoding the whole image, so that the optional
+decoder changes the speed only.
 """
 
 import functools
@@ -19,14 +20,14 @@ END_OF_IMAGE = b"\xff\xd9"
 
 
 def decode_region(encoded: bytes, box: tuple[int, int, int, int]) -> np.ndarray | None:
-    """The pixels inside of `box`, (left, top, right, bottom), of a YCbCr JPEG; EXIF orientation is ignored.
+    """The pixels in `box`, (left, top, right, bottom), of a YCbCr JPEG. EXIF orientation is ignored.
 
-    Damage below the box goes unnoticed, except that a file was cut off.
+    Corruption below the box is not detected, except a missing end marker.
 
     Returns:
-        (bottom - top, right - left, 3) uint8, until the thread's next call, which uses the same memory; None where
-        the file has to be decoded as a whole: nvImageCodec is not installed or refuses it, its end is missing, or the
-        box is one pixel wide (then libjpeg-turbo does not smooth colours as it should).
+        (bottom - top, right - left, 3) uint8, valid until the thread's next call, which reuses the memory. None if the
+        whole image must be decoded instead: nvImageCodec is not installed or refuses the file, the end marker is
+        missing, or the box is one pixel wide, for which libjpeg-turbo upsamples the colours differently.
     """
     left, top, right, bottom = box
     codec = _library()
@@ -36,7 +37,7 @@ def decode_region(encoded: bytes, box: tuple[int, int, int, int]) -> np.ndarray 
     try:
         part = codec.CodeStream(encoded).get_sub_code_stream(region=codec.Region(top, left, bottom, right))
         image = thread.decoder.decode(part, image=thread.image, params=thread.params)
-    except RuntimeError:  # it cannot read the header
+    except RuntimeError:  # the header is unreadable
         return None
     if image is None:
         return None
@@ -44,28 +45,28 @@ def decode_region(encoded: bytes, box: tuple[int, int, int, int]) -> np.ndarray 
     return np.asarray(image.cpu())
 
 
-# Threads that ask at the same time would undo each other's environment.
+# Threads that load the library at the same time would undo each other's environment variable.
 _loading = threading.Lock()
 
 
 @functools.cache
 def _library() -> Any:
-    """nvImageCodec with libjpeg-turbo as its only extension: the others look for CUDA's libraries and complain."""
+    """nvImageCodec with libjpeg-turbo as its only extension, since the others search for CUDA and warn; or None."""
     try:
         package = importlib.util.find_spec("nvidia.nvimgcodec")
-    except ModuleNotFoundError:  # nothing at all of nvidia
+    except ModuleNotFoundError:  # no package of the namespace `nvidia`
         return None
     if package is None or package.origin is None:
         return None
-    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # what it refuses is decoded otherwise
+    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a file that it refuses is decoded by libjpeg-turbo or Pillow
     with _loading, tempfile.TemporaryDirectory() as folder, _environment("NVIMGCODEC_EXTENSIONS_PATH", folder):
         for extension in Path(package.origin).parent.glob("extensions/libjpeg_turbo_ext.so*"):
             (Path(folder) / extension.name).symlink_to(extension)
         try:
             from nvidia import nvimgcodec
-        except ImportError:  # its library does not load here
+        except ImportError:  # its shared library does not load on this system
             return None
-    return nvimgcodec if hasattr(nvimgcodec, "Region") else None  # older ones, of other packages, lack regions
+    return nvimgcodec if hasattr(nvimgcodec, "Region") else None  # older versions lack regions
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 class _Threads(threading.local):
-    """For each thread a decoder, which starts no other threads, and the memory that it decodes to."""
+    """For each thread, a decoder that starts no threads of its own, and the memory that it decodes to."""
 
     def __init__(self, codec: Any) -> None:
         backends = [codec.Backend(codec.CPU_ONLY)]

@@ -1,4 +1,4 @@
-"""Pixels as in torchvision's reference recipe: encoded bytes in, (size, size, 3) uint8 out."""
+"""Pixels of training, as in torchvision's reference recipe: encoded bytes in, (size, size, 3) uint8 out."""
 
 import math
 import threading
@@ -22,13 +22,13 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What turns an image file into a training image.
+    """How an image file becomes a training image.
 
     Attributes:
         image_size: side of the training image, in pixels.
-        crop_scale: bounds of the random crop's area, as fractions of the image's.
-        flip: whether half of the images are mirrored.
-        rand_augment: magnitude of RandAugment, 0 to 10; 0 is off.
+        crop_scale: smallest and largest area of the random crop, as fractions of the image's area.
+        flip: whether each image is mirrored with probability 1/2.
+        rand_augment: magnitude of RandAugment, 0 to 10; 0 disables it.
     """
 
     image_size: int
@@ -38,10 +38,10 @@ class Augmentation:
 
 
 def random_crop_box(width: int, height: int, rng: np.random.Generator, *, scale: tuple[float, float]) -> Box:
-    """The crop of torchvision's RandomResizedCrop: (left, top, right, bottom).
+    """Draws the box of torchvision's RandomResizedCrop, (left, top, right, bottom).
 
-    Its area is uniform in `scale` times the image's and its aspect ratio log-uniform in [3/4, 4/3]; after ten
-    boxes that do not fit, the largest centred one of an allowed ratio.
+    Its area is uniform in `scale` times the area of the image, and its aspect ratio is log-uniform in [3/4, 4/3]. If
+    ten boxes do not fit, it is the largest centred box with a ratio in those bounds.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -57,10 +57,13 @@ def random_crop_box(width: int, height: int, rng: np.random.Generator, *, scale:
 
 
 def train_image(encoded: bytes, rng: np.random.Generator, augmentation: Augmentation) -> np.ndarray:
-    """Random crop, bilinear resize with antialiasing, horizontal flip, RandAugment; the last two where asked for.
+    """Random crop, bilinear resize with antialiasing, and, as far as `augmentation` says, a flip and RandAugment.
+
+    Returns:
+        (image_size, image_size, 3) uint8.
 
     Raises:
-        BadImageError: see `decode`.
+        BadImageError: see `lma_jax.images.decode`.
     """
     pixels = _resize(_random_crop(encoded, rng, augmentation.crop_scale), augmentation.image_size)
     if augmentation.flip and rng.random() < 0.5:
@@ -85,7 +88,7 @@ def _random_crop(encoded: bytes, rng: np.random.Generator, scale: tuple[float, f
 
 
 class _Resizers(threading.local):
-    """One for each thread, since it is locked while it works."""
+    """A resizer for each thread, since a resizer is locked while it works."""
 
     def __init__(self) -> None:
         self.resizer = Resizer()
@@ -96,10 +99,11 @@ BILINEAR = ResizeOptions(ResizeAlg.convolution(FilterType.bilinear))
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Pillow's bilinear resize with antialiasing of (height, width, 3) to (size, size, 3), several times as fast.
+    """Pillow's bilinear resize with antialiasing from (height, width, 3) to (size, size, 3), several times as fast.
 
-    Both round to eight bits after each of two passes, in the order that Pillow 13 picks by cost. This one's weights
-    have 16 bits, Pillow's 22: of 1,000 values, 3 differ, by one grey level. No processor changes them.
+    Both resize in two passes, in the order that Pillow 13 picks by cost, and round to eight bits after each pass.
+    Pillow's weights have 22 bits and these have 16: of 1,000 values, 3 differ, by one grey level. The result is the
+    same on every processor.
     """
     height, width, _ = pixels.shape
     tall = height > max(size, 2 * width - size)

@@ -1,5 +1,6 @@
 """Which files are images, how they are decoded, and the pixels of evaluation."""
 
+import ast
 import io
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.commands import ROOT
 from helpers.images import BAD_FILES, ODD_FILES, PICTURE, encode, grey, jpeg_claiming, noise, photo, png_claiming
 from lma_jax import images
 from lma_jax.data.indexing import index_folder
@@ -64,6 +66,14 @@ def test_training_building_and_commands_see_the_same_images(tmp_path):
         labels = [source.records[number]["label"] for number in range(len(source))]
         assert [example.label for example in index.splits[split]] == labels == [0] * 6 + [1] * 6
     assert source.class_names == index.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("command", ["lma_jax/gradcam.py", "convert/verify.py"])
+def test_commands_find_images_by_image_files_alone(command):
+    nodes = [*ast.walk(ast.parse((ROOT / command).read_text()))]
+    called = {getattr(node.func, "id", getattr(node.func, "attr", "")) for node in nodes if isinstance(node, ast.Call)}
+    assert {"image_files", "read_image"} <= called
+    assert not called & {"glob", "rglob", "iterdir", "scandir", "listdir", "walk"}
 
 
 def test_a_tool_takes_a_file_whatever_its_name_or_a_folder_with_images(tmp_path):
