@@ -7,6 +7,8 @@ from lma_torch.mobilenetv2 import InvertedResidual, MobileNetV2
 from lma_torch.registry import create_model, list_models
 from lma_torch.resnet import BasicBlock, Bottleneck, ResNet
 
+__version__ = "0.1.0"
+
 __all__ = [
     "LMA",
     "BasicBlock",
