@@ -5,8 +5,6 @@ import socket
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from helpers.commands import TINIEST, run, start
 from helpers.runs import after_step, assert_same_bits, deterministic
 from lma_jax.training.reporting.metrics import read_metrics
@@ -26,7 +24,6 @@ def wait_for_step(process: subprocess.Popen[str], workdir: Path, number: int) ->
         assert process.poll() is None, process.stderr.read()
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one_through_a_kill_a_signal_and_a_change_of_shape(tmp_path):
     workdir, reference = tmp_path / "job", tmp_path / "one"
     run("lma_jax.train", *TINIEST, f"--workdir={reference}", devices=2)

@@ -11,8 +11,8 @@ import convert
 import lma_torch
 from helpers import tiny
 from helpers.arrays import normal, to_nhwc
-from helpers.marks import all_but_slow
-from helpers.shapes import backbone_options, jax_shapes, torch_shapes
+from helpers.pairs import register_resnet10
+from helpers.shapes import jax_shapes, narrow_options, torch_shapes
 from helpers.tiny import Trial
 from helpers.weights import golden_weights
 from lma_jax.checkpoint.format import Metadata
@@ -26,11 +26,12 @@ from lma_jax.weight_files import write_weights
 
 
 def filled(name: str, *, seed: int = 0) -> nnx.Module:
-    return convert.to_jax(golden_weights(torch_shapes(name), seed=seed), jax_shapes(name, **backbone_options(name)))
+    options = narrow_options(name)
+    return convert.to_jax(golden_weights(torch_shapes(name, **options), seed=seed), jax_shapes(name, **options))
 
 
 @pytest.mark.usefixtures("compile_each_layer_once")
-@pytest.mark.parametrize("backbone", all_but_slow(["resnet18"], BACKBONES))
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_an_exact_warm_start_computes_what_the_plain_network_does(backbone):
     """To the last bit, in evaluation and in training mode: factors of 4 are exact."""
     plain = filled(backbone)
@@ -45,10 +46,11 @@ def test_an_exact_warm_start_computes_what_the_plain_network_does(backbone):
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
     tiny.register(monkeypatch)
+    register_resnet10(monkeypatch)
 
 
-def save_run(workdir, run: Trial, model: str) -> None:
-    metadata = Metadata(model, 10, None, {}, {"val_top1": 1.0})
+def save_run(workdir, run: Trial, model: str, *, num_classes: int = 10) -> None:
+    metadata = Metadata(model, num_classes, None, {}, {"val_top1": 1.0})
     with Checkpoints(workdir, keep=1) as checkpoints:
         checkpoints.save(run.state, metadata, top1=1.0)
 
@@ -91,7 +93,7 @@ def test_another_class_count_gets_a_new_head(tmp_path):
     wide = np.zeros((8, 37), np.float32), np.zeros(37, np.float32)
     params = {**source.state.params, "fc": dict(zip(("kernel", "bias"), wide))}
     source.state = TrainState(source.state.step, params, source.state.batch_stats, source.state.opt_state)
-    save_run(tmp_path, source, "tiny_lma")
+    save_run(tmp_path, source, "tiny_lma", num_classes=37)
     state, said = load_initial(tiny.recipe(init_from=str(tmp_path)), run.state)
     assert_equal_trees(state.params["fc"], run.state.params["fc"])
     assert_equal_trees(state.params["conv1"], source.state.params["conv1"])
@@ -109,10 +111,10 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_run_starts_from_a_file_of_plain_pytorch_weights(tmp_path, suffix):
     """As torchvision's: 1000 classes and no LMA."""
-    plain = lma_torch.create_model("resnet18", num_classes=1000)
+    plain = lma_torch.create_model("resnet10", num_classes=1000)
     write_weights(tmp_path / f"plain{suffix}", arrays_of(plain), {})
-    config = tiny.recipe(model="resnet18_lma", init_from=str(tmp_path / f"plain{suffix}"), warm_start="exact")
-    run = Trial(model="resnet18_lma")
+    config = tiny.recipe(model="resnet10_lma", init_from=str(tmp_path / f"plain{suffix}"), warm_start="exact")
+    run = Trial(model="resnet10_lma")
     state, said = load_initial(config, run.state)
     assert "LMA grafted on as a factor of 1, with a new head of 10 classes" in said
     model = run.definition.bind(state.params, state.batch_stats)
@@ -126,6 +128,6 @@ def test_a_run_starts_from_a_file_of_plain_pytorch_weights(tmp_path, suffix):
 
 
 def test_a_file_of_another_network_is_refused(tmp_path):
-    write_weights(tmp_path / "plain.pth", arrays_of(lma_torch.create_model("resnet18")), {})
-    with pytest.raises(UserError, match=r"plain.pth as weights of resnet18_lma: .*missing layer1.0.attention"):
-        load_initial(tiny.recipe(model="resnet18_lma", init_from=str(tmp_path / "plain.pth")), Trial().state)
+    write_weights(tmp_path / "plain.pth", arrays_of(lma_torch.create_model("resnet10")), {})
+    with pytest.raises(UserError, match=r"plain.pth as weights of resnet10_lma: .*missing layer1.0.attention"):
+        load_initial(tiny.recipe(model="resnet10_lma", init_from=str(tmp_path / "plain.pth")), Trial().state)

@@ -11,7 +11,7 @@ import torch
 
 import lma_torch
 from helpers import tiny
-from helpers.marks import all_but_slow
+from helpers.pairs import register_resnet10
 from helpers.tiny import CLASSES, PREPROCESSING, Trial, assert_close, batch
 from helpers.torch_tiny import TorchTiny
 from helpers.torch_trial import STEPS, TorchTrial, assert_same_weights, train
@@ -26,13 +26,14 @@ pytestmark = pytest.mark.usefixtures("x64")
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
     tiny.register(monkeypatch)
+    register_resnet10(monkeypatch)
 
 
 def trial(**values) -> Trial:
     return Trial(dtype="float64", **values)
 
 
-@pytest.mark.parametrize("model", ["tiny_lma", pytest.param("resnet18_lma", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", ["tiny_lma", "resnet10_lma"])
 def test_the_papers_recipe_trains_as_pytorch_does(model):
     """SGD with momentum, weight decay on everything and a step schedule: weights and statistics after 5 steps."""
     run = trial(model=model)
@@ -66,7 +67,7 @@ def test_binary_cross_entropy_is_pytorchs():
 MIXES = [dict(mixup=0.4), dict(cutmix=1.0), dict(mixup=0.4, cutmix=1.0)]
 
 
-@pytest.mark.parametrize("options", all_but_slow(MIXES[2:], MIXES))
+@pytest.mark.parametrize("options", MIXES)
 def test_mixed_targets_train_as_pytorchs_probabilities(options):
     """The mixed images and targets, seen through the objective, in PyTorch's loop."""
     run = trial(label_smoothing=0.1, **options)

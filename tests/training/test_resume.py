@@ -40,7 +40,7 @@ def during_a_checkpoint_write(process, workdir: Path) -> bool:
 @pytest.mark.parametrize(
     "moment",
     [
-        pytest.param(after_step(3), marks=pytest.mark.slow),
+        after_step(3),
         after_step(12),  # evaluation follows
         during_a_checkpoint_write,
     ],
@@ -58,7 +58,7 @@ def test_a_killed_run_ends_as_if_undisturbed(undisturbed, tmp_path, moment):
     assert deterministic(read_metrics(tmp_path)) == deterministic(read_metrics(undisturbed))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_a_run_in_order_and_the_same_command_goes_on(undisturbed, tmp_path, number):
     process = start("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
     reached = after_step(int(np.random.default_rng().integers(2, 6)))

@@ -1,7 +1,6 @@
 """The training and the evaluation step over one device and over several."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +8,15 @@ import numpy as np
 import pytest
 
 from helpers import tiny
+from helpers.pairs import register_resnet10
 from helpers.tiny import Trial, assert_close, batch
-from lma_jax.registry import BACKBONES
-from lma_jax.resnet import BasicBlock, ResNet
 from lma_jax.training.step import is_product, metric_sums
 
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
-    """Tiny ones, and a host with one block a stage, half as long to compile as ResNet-18."""
     tiny.register(monkeypatch)
-    monkeypatch.setitem(BACKBONES, "resnet10", partial(ResNet, BasicBlock, (1, 1, 1, 1)))
+    register_resnet10(monkeypatch)
 
 
 def test_local_statistics_are_those_of_each_devices_own_share():
@@ -108,7 +105,6 @@ def test_metric_sums_count_hits_among_the_largest_logits():
     assert float(metric_sums(logits[:, :3], everything, loss=jnp.zeros(3))["top5"]) == 3
 
 
-@pytest.mark.slow
 def test_four_devices_with_global_statistics_train_as_one_in_float64(x64):
     one, four = (Trial(devices=devices, model="resnet10_lma", dtype="float64") for devices in (1, 4))
     metrics = [trial.train(*map(batch, range(3))) for trial in (one, four)]
