@@ -33,7 +33,7 @@ def test_two_processes_train_as_one_through_a_kill_a_signal_and_a_change_of_shap
     second.kill()
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 1
-    assert "error: process 0 of 2 ends, since it lost another one" in errors, errors
+    assert "error: process 0 of 2 ends because it lost another one" in errors, errors
     assert "the same command resumes the run" in errors
     second.communicate()
 
