@@ -14,6 +14,9 @@ from lma_jax.errors import InterruptedRun, UserError, nearest
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+# --help lists the flags of the command, also those that are defined here.
+flags.disclaim_key_flags()
+
 # "Try again" in sysexits.h: the run is saved, and the same command resumes it.
 INTERRUPTED = 75
 
@@ -56,7 +59,7 @@ def define_config() -> None:
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file("config", None, "Recipe to train, such as configs/resnet50_lma.py.")
-    flags.declare_key_flag("config")  # otherwise --help leaves it out
+    flags.declare_key_flag("config")
 
 
 def load_config() -> "tuple[ConfigDict, str]":
