@@ -13,17 +13,22 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lma_torch
-from helpers.commands import ROOT, TINY, fail, run, start
+from helpers import commands
+from helpers.commands import SHORT, TINY, python
+from helpers.pairs import know_resnet10, register_resnet10
 
-slow = partial(pytest.param, marks=pytest.mark.slow)
-RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*_lma*.py"))
+pytestmark = pytest.mark.process
+
+# A narrow network keeps the commands short; the last test takes the whole road with ResNet-18.
+TINY10 = ("--config=configs/digits.py", "--config.model=resnet10_lma", *SHORT)
+run, fail, result = (partial(f, setup=know_resnet10) for f in (commands.run, commands.fail, commands.result))
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
     """A finished run; tests that damage it work on a copy."""
     workdir = tmp_path_factory.mktemp("run")
-    run("lma_jax.train", *TINY, f"--workdir={workdir}")
+    run("lma_jax.train", *TINY10, f"--workdir={workdir}")
     return workdir
 
 
@@ -63,7 +68,8 @@ def test_evaluation_agrees_with_the_last_one_of_training(workdir):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_an_export_loads_in_pytorch_with_its_metadata_and_is_verified(workdir, tmp_path, suffix):
+def test_an_export_loads_in_pytorch_with_its_metadata_and_is_verified(workdir, tmp_path, suffix, monkeypatch):
+    register_resnet10(monkeypatch)
     path = tmp_path / f"export.{suffix}"
     run("convert.to_torch", f"--checkpoint={workdir}", f"--output={path}")
     if suffix == "pth":
@@ -77,27 +83,27 @@ def test_an_export_loads_in_pytorch_with_its_metadata_and_is_verified(workdir, t
     model.load_state_dict(state_dict, strict=True)
     assert metadata["step"] == 18
     assert metadata["checkpoint"] == str(workdir)
-    assert metadata["verified"]["float64"]["passed"] == metadata["verified"]["float64"]["layers"] == 65
+    assert metadata["verified"]["float64"]["passed"] == metadata["verified"]["float64"]["layers"] > 30
     assert metadata["preprocessing"] == dict(image_size=8, resize_size=8, mean=[0.5] * 3, std=[0.5] * 3)
     if suffix == "safetensors":  # the next test verifies the other
         output = run("convert.verify", f"--checkpoint={workdir}", f"--weights={path}")
-        assert "float64  64 of 64 layers passed\n" in output
-        assert "float32  64 of 64 layers passed\n" in output
+        layers = metadata["verified"]["float64"]["layers"] - 1  # without the logits
+        assert f"float64  {layers} of {layers} layers passed\n" in output
+        assert f"float32  {layers} of {layers} layers passed\n" in output
 
 
 def test_verification_fails_where_one_weight_differs(workdir, tmp_path):
     path = tmp_path / "export.pth"
     run("convert.to_torch", f"--checkpoint={workdir}", f"--output={path}")
     state_dict = torch.load(path, weights_only=True)
-    state_dict["layer4.1.attention.conv_h.weight"][0, 0, 0, 0] += 0.1
+    state_dict["layer4.0.attention.conv_h.weight"][0, 0, 0, 0] += 0.1
     torch.save(state_dict, path)
     rows = tmp_path / "rows.json"
-    process = start("convert.verify", f"--checkpoint={workdir}", f"--weights={path}", f"--json={rows}")
-    output, errors = process.communicate()
-    assert process.returncode == 1
-    assert output.count("the first that failed is layer4.1.attention\n") == 2
+    code, output, errors = result("convert.verify", f"--checkpoint={workdir}", f"--weights={path}", f"--json={rows}")
+    assert code == 1
+    assert output.count("the first that failed is layer4.0.attention\n") == 2
     failed = [row["layer"] for row in json.loads(rows.read_text()) if not row["passed"]]
-    assert failed == 2 * ["layer4.1.attention", "layer4.1", "layer4", "fc", "logits"]
+    assert failed == 2 * ["layer4.0.attention", "layer4.0", "layer4", "fc", "logits"]
     assert errors == "error: the two frameworks do not compute the same\n"
 
 
@@ -106,15 +112,15 @@ def test_verification_fails_where_one_weight_differs(workdir, tmp_path):
     [
         ([], "no recipe given: add --config=configs/<name>.py"),
         (["--config=configs/digit.py", "--config.epochs=1"], "did you mean configs/digits.py?"),
-        slow(["--config=README.md"], "README.md is no config"),
+        (["--config=README.md"], "README.md is no config"),
         ([TINY[0], "--config.batch_sise=3"], "no key 'batch_sise', did you mean 'batch_size'?"),
-        slow([TINY[0], "--config.optimizer.rate=3"], "no key 'optimizer.rate'"),
+        ([TINY[0], "--config.optimizer.rate=3"], "no key 'optimizer.rate'"),
         ([TINY[0], "--config.batch_size=2.5"], "--config.batch_size=2.5"),
-        slow([TINY[0], "--config.learning_rate=nan"], "config.learning_rate=nan is not allowed"),
-        slow([TINY[0], "--config.mean=a,b,c"], "config.mean="),
-        slow([TINY[0], "--num_processes=2"], "needs --coordinator and --process_id as well"),
+        ([TINY[0], "--config.learning_rate=nan"], "config.learning_rate=nan is not allowed"),
+        ([TINY[0], "--config.mean=a,b,c"], "config.mean="),
+        ([TINY[0], "--num_processes=2"], "needs --coordinator and --process_id as well"),
         ([TINY[0], "--distributed"], "cannot join the other processes"),
-        slow([TINY[0], "--wordkir=x"], "wordkir"),
+        ([TINY[0], "--wordkir=x"], "wordkir"),
         ([TINY[0], "epochs=3"], "unexpected argument 'epochs=3'"),
     ],
 )
@@ -140,10 +146,10 @@ def test_an_unwritable_workdir_is_refused(tmp_path):
 
 def test_training_refuses_the_checkpoints_of_another_network(copy):
     before = contents(copy)
-    line = fail("lma_jax.train", *TINY, "--config.model=resnet18", f"--workdir={copy}")
-    assert "holds a run with another config: model='resnet18' (checkpoint: 'resnet18_lma')" in line
-    line = fail("lma_jax.train", *TINY, "--config.model=resnet18", f"--workdir={copy}", "--change_config")
-    assert "is of another network, a resnet18_lma with 10 classes" in line
+    line = fail("lma_jax.train", *TINY, "--config.model=resnet10", f"--workdir={copy}")
+    assert "holds a run with another config: model='resnet10' (checkpoint: 'resnet10_lma')" in line
+    line = fail("lma_jax.train", *TINY, "--config.model=resnet10", f"--workdir={copy}", "--change_config")
+    assert "checkpoint 18, a resnet10_lma with 10 classes, is of another network" in line
     assert contents(copy) == before
 
 
@@ -165,9 +171,8 @@ def test_a_folder_without_checkpoints_is_refused(module, folder, options, tmp_pa
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(copy):
     for file in (copy / "checkpoints/18/state").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:-100] + bytes(100))
-    process = start("lma_jax.evaluate", f"--checkpoint={copy}")
-    output, errors = process.communicate()
-    assert process.returncode == 0
+    code, output, errors = result("lma_jax.evaluate", f"--checkpoint={copy}")
+    assert code == 0
     assert "step 12" in output
     assert errors.count("\n") == 1
     assert "warning: skipped damaged checkpoints 18" in errors
@@ -179,9 +184,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(copy):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        slow("missing.pth", None, "does not exist"),
-        slow("weights.txt", b"", "must end in .safetensors or .pth"),
-        slow("damaged.pth", b"PK\x03\x04 not really a zip", "cannot read"),
+        ("missing.pth", None, "does not exist"),
+        ("weights.txt", b"", "must end in .safetensors or .pth"),
+        ("damaged.pth", b"PK\x03\x04 not really a zip", "cannot read"),
         ("damaged.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cannot read"),
     ],
 )
@@ -194,8 +199,8 @@ def test_a_bad_weights_file_is_one_line(workdir, tmp_path, name, content, expect
 def test_weights_of_another_network_are_refused(workdir, tmp_path):
     torch.save(lma_torch.create_model("resnet18", num_classes=10).state_dict(), tmp_path / "plain.pth")
     line = fail("convert.verify", f"--checkpoint={workdir}", f"--weights={tmp_path}/plain.pth")
-    assert "plain.pth does not fit the checkpoint, a resnet18_lma" in line
-    assert "layer4.1.attention.conv_w.weight" in line
+    assert "plain.pth does not fit the checkpoint, a resnet10_lma" in line
+    assert "layer4.0.attention.conv_w.weight" in line
 
 
 def test_an_export_that_cannot_be_written_leaves_nothing_behind(workdir, tmp_path):
@@ -205,7 +210,7 @@ def test_an_export_that_cannot_be_written_leaves_nothing_behind(workdir, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("options", [slow([]), slow(["--model=resnet18", "--checkpoint=x"]), ["--checkpoint=x"]])
+@pytest.mark.parametrize("options", [[], ["--model=resnet18", "--checkpoint=x"], ["--checkpoint=x"]])
 def test_verification_asks_for_one_of_its_two_forms(options):
     assert "give either --model, or --checkpoint and --weights" in fail("convert.verify", *options)
 
@@ -214,15 +219,28 @@ def test_verification_asks_for_one_of_its_two_forms(options):
     ("module", "options"),
     [
         ("lma_jax.train", ["--config", "--workdir", "--coordinator"]),
-        slow("lma_jax.data.prepare", ["--archives", "--folder"]),
-        slow("lma_jax.gradcam", ["--checkpoint", "--image", "--gates"]),
-        slow("convert.to_jax", ["--weights", "--model"]),
-        slow("lma_jax.evaluate", ["--checkpoint", "--data"]),
-        slow("convert.to_torch", ["--checkpoint", "--output"]),
+        ("lma_jax.data.prepare", ["--archives", "--folder"]),
+        ("lma_jax.gradcam", ["--checkpoint", "--image", "--gates"]),
+        ("convert.to_jax", ["--weights", "--model"]),
+        ("lma_jax.evaluate", ["--checkpoint", "--data"]),
+        ("convert.to_torch", ["--checkpoint", "--output"]),
         ("convert.verify", ["--model", "--weights"]),
     ],
 )
 def test_help_shows_the_command_and_its_options(module, options):
-    output, _ = start(module, "--help").communicate()
+    output = python("-m", module, "--help").stdout
     assert f"python -m {module} " in output
     assert all(f"  {option}:" in output for option in options)
+
+
+def test_the_whole_road_with_resnet18(tmp_path):
+    """What `make demo` does, in fewer steps: train, export, verify, evaluate."""
+    workdir, weights = tmp_path / "run", tmp_path / "resnet18_lma.safetensors"
+    commands.run("lma_jax.train", *TINY, f"--workdir={workdir}")
+    output = commands.run("convert.to_torch", f"--checkpoint={workdir}", f"--output={weights}")
+    assert "65 layers" in output
+    output = commands.run("convert.verify", f"--checkpoint={workdir}", f"--weights={weights}")
+    assert "float64  64 of 64 layers passed\n" in output
+    assert "float32  64 of 64 layers passed\n" in output
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"top-1 {last['val_top1']:.2f} %" in commands.run("lma_jax.evaluate", f"--checkpoint={workdir}")

@@ -1,4 +1,4 @@
-"""Runs of 18 steps: their end, their metrics and moments on their way."""
+"""Runs of 18 steps: their final state and their metrics."""
 
 from pathlib import Path
 
@@ -26,12 +26,3 @@ def deterministic(rows: list[dict]) -> list[dict]:
     return [
         {name: value for name, value in row.items() if name not in ("images_per_second", "data_wait")} for row in rows
     ]
-
-
-def after_step(number: int):
-    """A kill as soon as the line of that step is printed."""
-
-    def reached(process, workdir: Path) -> bool:
-        return f"step {number}/" in process.stdout.readline()
-
-    return reached

@@ -2,15 +2,16 @@
 
 import signal
 import socket
-import subprocess
 from pathlib import Path
 
-from helpers.commands import TINIEST, run, start
-from helpers.runs import after_step, assert_same_bits, deterministic
+import pytest
+
+from helpers.commands import TINIEST, Command, run, start
+from helpers.runs import assert_same_bits, deterministic
 from lma_jax.training.reporting.metrics import read_metrics
 
 
-def start_pair(workdir: Path) -> list[subprocess.Popen[str]]:
+def start_pair(workdir: Path) -> list[Command]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
@@ -18,31 +19,26 @@ def start_pair(workdir: Path) -> list[subprocess.Popen[str]]:
     return [start("lma_jax.train", *job, f"--process_id={rank}") for rank in range(2)]
 
 
-def wait_for_step(process: subprocess.Popen[str], workdir: Path, number: int) -> None:
-    reached = after_step(number)
-    while not reached(process, workdir):
-        assert process.poll() is None, process.stderr.read()
-
-
+@pytest.mark.process
 def test_two_processes_train_as_one_through_a_kill_a_signal_and_a_change_of_shape(tmp_path):
     workdir, reference = tmp_path / "job", tmp_path / "one"
     run("lma_jax.train", *TINIEST, f"--workdir={reference}", devices=2)
 
     first, second = start_pair(workdir)
-    wait_for_step(first, workdir, 9)
-    second.kill()
-    _, errors = first.communicate(timeout=60)
-    assert first.returncode == 1
+    first.wait_for_line("step 9/")
+    second.send_signal(signal.SIGKILL)
+    code, _, errors = first.finish(timeout=60)
+    assert code == 1
     assert "error: process 0 of 2 ends because it lost another one" in errors, errors
     assert "the same command resumes the run" in errors
-    second.communicate()
+    second.finish()
 
     first, second = start_pair(workdir)
-    wait_for_step(first, workdir, 8)  # it went on after step 6
+    first.wait_for_line("step 8/")  # it resumed after step 6
     second.send_signal(signal.SIGTERM)
-    for process in (first, second):
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 75, errors
+    for command in (first, second):
+        code, _, errors = command.finish(timeout=60)
+        assert code == 75, errors
         assert "the same command goes on from the newest checkpoint" in errors
 
     run("lma_jax.train", *TINIEST, f"--workdir={workdir}", devices=2)

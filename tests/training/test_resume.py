@@ -2,15 +2,16 @@
 
 import re
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers.commands import TINIEST, run, start
-from helpers.runs import STEPS, after_step, assert_same_bits, deterministic, final_state
+from helpers.commands import TINIEST, Command, run, start
+from helpers.runs import STEPS, assert_same_bits, deterministic, final_state
 from lma_jax.training.reporting.metrics import read_metrics
+
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +33,17 @@ def test_another_seed_gives_other_weights(undisturbed, tmp_path):
     assert not np.array_equal(final_state(tmp_path)[kernel], final_state(undisturbed)[kernel])
 
 
-def during_a_checkpoint_write(process, workdir: Path) -> bool:
-    time.sleep(0.002)
-    return any((workdir / "checkpoints").glob("*tmp*"))
+def after_step(number: int):
+    """Waits for the line of a step."""
+    return lambda command, workdir: command.wait_for_line(f"step {number}/")
+
+
+def during_a_checkpoint_write(command: Command, workdir: Path) -> None:
+    command.wait_until(lambda: any((workdir / "checkpoints").glob("*tmp*")))
 
 
 @pytest.mark.parametrize(
-    "moment",
+    "wait",
     [
         after_step(3),
         after_step(12),  # evaluation follows
@@ -46,27 +51,23 @@ def during_a_checkpoint_write(process, workdir: Path) -> bool:
     ],
     ids=["before the first checkpoint", "before evaluation", "during a checkpoint write"],
 )
-def test_a_killed_run_ends_as_if_undisturbed(undisturbed, tmp_path, moment):
-    process = start("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
-    while not moment(process, tmp_path):
-        assert process.poll() is None, process.stderr.read()
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+def test_a_killed_run_ends_as_if_undisturbed(undisturbed, tmp_path, wait):
+    command = start("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
+    wait(command, tmp_path)
+    command.send_signal(signal.SIGKILL)
+    assert command.finish().code == -signal.SIGKILL
     run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
     assert_same_bits(tmp_path, undisturbed)
     assert deterministic(read_metrics(tmp_path)) == deterministic(read_metrics(undisturbed))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_a_run_in_order_and_the_same_command_goes_on(undisturbed, tmp_path, number):
-    process = start("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
-    reached = after_step(int(np.random.default_rng().integers(2, 6)))
-    while not reached(process, tmp_path):
-        assert process.poll() is None, process.stderr.read()
-    process.send_signal(number)
-    _, errors = process.communicate()
-    assert process.returncode == 75
+def test_a_signal_saves_and_stops_a_run_and_the_same_command_resumes_it(undisturbed, tmp_path, number):
+    command = start("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
+    after_step(int(np.random.default_rng().integers(2, 6)))(command, tmp_path)
+    command.send_signal(number)
+    code, _, errors = command.finish()
+    assert code == 75
     assert re.fullmatch(rf"stopped by {number.name} after step \d+; the same command goes on from .*\n", errors)
     run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
     assert_same_bits(tmp_path, undisturbed)
