@@ -114,7 +114,7 @@ def test_files_and_their_order_are_those_that_tfds_writes(archives, tmp_path, sm
     build_imagenet(archives, tmp_path / "ours")
     examples = {split: read(tmp_path / "ours", "imagenet2012", split) for split in SPLITS}
 
-    class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         VERSION = tfds.core.Version("5.1.0")
 
         def _info(self):

@@ -3,6 +3,8 @@
 import io
 import math
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,11 +30,11 @@ def decoder(request, monkeypatch) -> str:
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (10, 1000), (1000, 10), (1, 1), (3, 2)])
 def test_random_crops_lie_inside_the_image(size):
-    rng = np.random.default_rng(0)
+    rng, (width, height) = np.random.default_rng(0), size
     for _ in range(300):
-        left, top, right, bottom = random_crop_box(*size, rng, scale=(0.08, 1.0))
-        assert 0 <= left < right <= size[0]
-        assert 0 <= top < bottom <= size[1]
+        left, top, right, bottom = random_crop_box(width, height, rng, scale=(0.08, 1.0))
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
 
 
 def test_random_crops_are_uniform_in_area_and_log_uniform_in_aspect():
@@ -46,11 +48,8 @@ def test_random_crops_are_uniform_in_area_and_log_uniform_in_aspect():
 
 
 def test_an_extreme_image_falls_back_to_its_largest_centred_crop():
-    class Hopeless:
-        def uniform(self, low, high):
-            return high
-
-    assert random_crop_box(1000, 30, Hopeless(), scale=(1.0, 1.0)) == (480, 0, 520, 30)
+    largest: Any = SimpleNamespace(uniform=lambda low, high: high)
+    assert random_crop_box(1000, 30, largest, scale=(1.0, 1.0)) == (480, 0, 520, 30)
 
 
 def test_training_pixels_are_a_crop_then_an_antialiased_resize():
@@ -67,7 +66,7 @@ def test_training_pixels_are_a_crop_then_an_antialiased_resize():
 def test_half_of_the_training_images_are_mirrored():
     file = noise()
     plain = train_image(file, np.random.default_rng(0), augmentation())
-    seen = Counter()
+    seen: Counter[object] = Counter()
     for seed in range(100):
         rng = np.random.default_rng(seed)
         image = train_image(file, rng, augmentation(flip=True))
