@@ -39,7 +39,8 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import torch
 
-    from convert.measure.fps import draw, heading, ratios, table, to_json
+    from convert.measure.fps import heading, ratios, table, to_json
+    from convert.measure.plots import draw_fps
     from convert.measure.timing import measure
     from lma_jax.registry import list_models
 
@@ -57,7 +58,6 @@ def main() -> None:
     device, device_name = choose_device(options.device, frameworks)
     torch.backends.cudnn.benchmark = True  # XLA, too, chooses its convolutions by trying them
     torch._dynamo.config.recompile_limit = 1 << 10
-
     title = heading(device_name, options.image_size, options.steps)
     print(title)
     variants = [
@@ -71,7 +71,7 @@ def main() -> None:
     if options.json:
         files.write(options.json, to_json(timings, found, device=device_name, image_size=options.image_size))
     if options.plot:
-        draw(Path(options.plot), timings, found, title)
+        draw_fps(Path(options.plot), timings, found, title)
     if all(timing.error for timing in timings):
         raise UserError("no variant could be run; the reasons are above")
 

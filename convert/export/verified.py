@@ -1,5 +1,6 @@
 """The network of a checkpoint in both frameworks, verified layer by layer."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,4 +57,5 @@ def verified_pair(checkpoint: Checkpoint, *, source: str) -> VerifiedPair:
         "step": checkpoint.step,
         "verified": verification.summary(),
     }
-    return VerifiedPair(pair.jax_model, pair.torch_model, images, metadata)
+    as_json_gives_it_back = json.loads(json.dumps(metadata))  # the same in every format
+    return VerifiedPair(pair.jax_model, pair.torch_model, images, as_json_gives_it_back)

@@ -1,17 +1,14 @@
-"""Images per second and latency of networks: ratios between variants, and the results as a table, rows and a plot."""
+"""Images per second and latency of networks: ratios between variants, and the results as a table and as JSON."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convert.measure.runs import Variant
 from convert.measure.timing import Timing, speedup
-from lma_jax import files
-from lma_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -101,46 +98,3 @@ def table(timings: Sequence[Timing[Variant]], found: Sequence[Ratio]) -> str:
         lines += ["", f"{'ratio of images/s':{width}}  median  quartiles"]
     lines += [f"{ratio.title:{width}}  {ratio.median:6.3f}  {ratio.lower:.3f} to {ratio.upper:.3f}" for ratio in found]
     return "\n".join(lines)
-
-
-def draw(path: Path, timings: Sequence[Timing[Variant]], found: Sequence[Ratio], title: str) -> None:
-    """Draws images/s of the variants and their ratios with quartiles.
-
-    Raises:
-        UserError: matplotlib is missing, or the file cannot be written.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("--plot needs matplotlib: pip install matplotlib") from error
-
-    done = [timing for timing in timings if timing.error is None]
-    figure = Figure(figsize=(13, 1.5 + 0.3 * max(len(done), len(found))), layout="constrained")
-    speeds, relative = figure.subplots(1, 2)
-    colours = ["tab:blue" if timing.variant.framework == "jax" else "tab:orange" for timing in done]
-    speeds.barh([str(timing.variant) for timing in done], [images_per_second(timing) for timing in done], color=colours)
-    speeds.set(xlabel="images/s at the median latency")
-    medians = [ratio.median for ratio in found]
-    spread = [[r.median - r.lower for r in found], [r.upper - r.median for r in found]]
-    relative.errorbar(medians, [ratio.title for ratio in found], xerr=spread or None, fmt="o", capsize=3)
-    relative.axvline(1, color="grey", linewidth=0.8)
-    relative.set(xlabel="ratio of images/s, median and quartiles")
-    for axes in (speeds, relative):
-        axes.invert_yaxis()
-        axes.tick_params(labelsize=8)
-        axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(title)
-    save_figure(figure, path)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a figure of matplotlib in the format of the path's suffix, atomically.
-
-    Raises:
-        UserError: the format is unknown, or the file cannot be written.
-    """
-    try:
-        with files.replacing(path) as temporary:
-            figure.savefig(temporary, dpi=120)
-    except ValueError as error:
-        raise UserError(f"cannot write {path}: {error}") from error

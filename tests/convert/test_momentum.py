@@ -32,7 +32,7 @@ def with_trace(state, trace):
 
 
 def model_of(run: Trial):
-    return run.network.bind(run.state.params, run.state.batch_stats)
+    return run.model()
 
 
 def trial() -> Trial:

@@ -3,33 +3,34 @@
 import csv
 import json
 
-import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
 import lma_jax
-from convert import table1
-from convert.measure import runs
+from convert.measure import runs, table1
+from convert.measure.paper import EXACT_MACS, TABLE1, Published
+from convert.measure.timing import Timing, speedup
 from helpers.commands import fail, run
+from lma_jax.checkpoint.format import Metadata
 from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.errors import UserError
-from lma_jax.training.state import TrainState
 
 
-def published(name: str) -> table1.Published:
-    return next(row for row in table1.TABLE1 if row.model == name)
+def published(name: str) -> Published:
+    return next(row for row in TABLE1 if row.model == name)
 
 
 def row_of(name: str) -> table1.Row:
     return table1.Row(published(name), 1, 2, 3)
 
 
-def test_every_row_is_a_network_and_lma_leads_each_host():
-    assert {row.model for row in table1.TABLE1} <= set(lma_jax.list_models())
-    assert len(table1.TABLE1) == 28
-    for host in ("mobilenetv2", "resnet18", "resnet34", "resnet50"):
-        own = [row for row in table1.TABLE1 if row.model.partition("_")[0] == host]
-        assert max(own, key=lambda row: row.top1).model == f"{host}_lma"
+def test_every_row_is_a_network_and_lma_leads_each_backbone():
+    assert {row.model for row in TABLE1} <= set(lma_jax.list_models())
+    assert len(TABLE1) == 28
+    for backbone in ("mobilenetv2", "resnet18", "resnet34", "resnet50"):
+        own = [row for row in TABLE1 if row.model.partition("_")[0] == backbone]
+        assert max(own, key=lambda row: row.top1).model == f"{backbone}_lma"
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,13 @@ def test_a_figure_that_is_not_as_printed_is_marked_with_the_reason(value, printe
     assert all(reason in mark and printed in mark for mark in marks)
 
 
+def test_the_exact_macs_are_those_printed_or_differ_for_a_known_reason():
+    for row in TABLE1:
+        if row.model in EXACT_MACS:
+            marks = table1.difference("MACs", EXACT_MACS[row.model] / 1e9, row.macs, "G")
+            assert not any("no reason known" in mark for mark in marks)
+
+
 @pytest.mark.parametrize(("name", "marks"), [("resnet18_se", 0), ("mobilenetv2_eca", 1)])
 def test_a_row_is_counted_in_both_frameworks(name, marks):
     row = table1.counted(published(name))
@@ -56,7 +64,7 @@ def test_a_row_is_counted_in_both_frameworks(name, marks):
     assert row.products < row.macs
 
 
-def test_fps_are_relative_to_the_plain_host_in_turns_with_it(monkeypatch):
+def test_fps_are_relative_to_the_plain_backbone_in_turns_with_it(monkeypatch):
     built = []
 
     def build(variant, size, device):
@@ -72,14 +80,16 @@ def test_fps_are_relative_to_the_plain_host_in_turns_with_it(monkeypatch):
     ]
     assert all(set(row.fps) == {"jax", "torch"} for row in rows)
     assert rows[1].relative_fps == {"jax": 1.0, "torch": 1.0}
-    assert table1.ratio([2.0, 4.0, 4.0], [1.0, 3.0, 2.0]) == 0.5
+    slow, plain = Timing("slow", 1.0, [2.0, 4.0, 4.0]), Timing("plain", 1.0, [1.0, 3.0, 2.0])
+    assert speedup(slow, plain).median == 0.5
 
 
 def evaluated_run(workdir, **metadata) -> str:
     """A workdir with a checkpoint without weights."""
-    described = {"model": "resnet18_se", "num_classes": 1000, "metrics": {"val_top1": 70.5, "val_top5": 89.7}}
+    metrics = {"val_top1": 70.5, "val_top5": 89.7}
+    described = dict(model="resnet18_se", num_classes=1000, class_names=None, config={}, metrics=metrics)
     with Checkpoints(workdir, keep=1) as checkpoints:
-        checkpoints.save(TrainState(jnp.int32(1), {}, {}, None), {**described, **metadata}, top1=70.5)
+        checkpoints.save({"step": np.int32(1)}, Metadata(**{**described, **metadata}), top1=70.5)
     return str(workdir)
 
 

@@ -12,14 +12,14 @@ import lma_jax
 import lma_jax.attention
 import lma_torch
 import lma_torch.attention
-from convert import flops
+from convert.measure import flops
 from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
 from helpers.marks import all_but_slow
 from helpers.shapes import backbone_options, jax_shapes, torch_shapes
 from helpers.weights import golden_weights, well_conditioned_weights
 
-TABLE = {name: places["resnet"].module for name, places in lma_torch.attention.ATTENTIONS.items()}
-TWINS = {name: places["resnet"].module for name, places in lma_jax.attention.ATTENTIONS.items()}
+TABLE = {name: placements.resnet.module for name, placements in lma_torch.attention.ATTENTIONS.items()}
+TWINS = {name: placements.resnet.module for name, placements in lma_jax.attention.ATTENTIONS.items()}
 PAIRS = [name for name in lma_jax.list_models("*_*") if not name.endswith("_lma")]
 # Each module once, and each position in MobileNetV2; the others are these with more blocks.
 FAST = [name for name in PAIRS if name.startswith("resnet18_")]

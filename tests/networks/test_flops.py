@@ -14,7 +14,8 @@ from torch.nn import functional
 
 import lma_jax.flops
 import lma_torch.flops
-from convert import flops
+from convert import flag_values
+from convert.measure import flops
 from helpers.arrays import normal, relative_error, to_nhwc
 from helpers.commands import fail, run
 from helpers.shapes import jax_shapes, torch_shapes
@@ -213,8 +214,8 @@ def test_mistakes_are_told():
         cli.models_named("resnet51")
     for size in ("0", "-3", "224x", "224x0", "axb", ""):
         with pytest.raises(UserError, match="a number of pixels or <height>x<width>"):
-            flops.parse_size(size)
-    assert flops.parse_size("64x96") == (64, 96)
+            flag_values.parse_size(size)
+    assert flag_values.parse_size("64x96") == (64, 96)
     assert cli.models_named("resnet18*_lma") == ["resnet18_lma"]
 
 

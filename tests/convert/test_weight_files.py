@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from convert.files import read_weights, write_weights
+from convert.importer import import_weights
+from convert.origins import recognise, unwrap
 from safetensors.torch import save_file
 
 import convert
 import lma_torch
-from convert.files import read_weights, write_weights
-from convert.importer import import_weights
-from convert.origins import recognise, unwrap
 from helpers.commands import fail, run
 from helpers.marks import deep_ones_slow
 from helpers.shapes import jax_shapes, torch_shapes

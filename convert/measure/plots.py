@@ -1,0 +1,98 @@
+"""Plots of measurements. They need matplotlib."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convert.measure.fps import Ratio, images_per_second
+from convert.measure.runs import Variant
+from convert.measure.timing import Timing
+from lma_jax import files
+from lma_jax.errors import UserError
+
+# What is drawn against MACs: the label of the axis, and the colours of this project's figures.
+PANELS = {
+    "top1": ("top-1 (%)", {"top1": "tab:green"}),
+    "relative_fps": ("FPS / plain backbone", {"relative_fps_jax": "tab:blue", "relative_fps_torch": "tab:orange"}),
+}
+
+
+def draw_table1(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draws accuracy and relative FPS against MACs, with one column of panels for each backbone.
+
+    The paper's figures are hollow, those of this project are filled.
+
+    Args:
+        path: file to write.
+        records: what `table1.records` returned.
+
+    Raises:
+        UserError: matplotlib is missing, or the file cannot be written.
+    """
+    backbones = list(dict.fromkeys(record["model"].partition("_")[0] for record in records))
+    figure = _figure(1 + 3.6 * len(backbones), 7.5)
+    grid = figure.subplots(2, len(backbones), squeeze=False)
+    for column, backbone in zip(grid.T, backbones):
+        own = [record for record in records if record["model"].partition("_")[0] == backbone]
+        for axes, (name, (label, keys)) in zip(column, PANELS.items()):
+            for number, record in enumerate(sorted(own, key=lambda record: record[f"paper_{name}"])):
+                giga, paper = record["macs"] / 1e9, record[f"paper_{name}"]
+                axes.plot(giga, paper, "o", markerfacecolor="none", color="black")
+                title = record["model"].partition("_")[2].upper() or "plain"
+                offset, side = ((6, "left"), (-6, "right"))[number % 2]  # neighbours are labelled on different sides
+                axes.annotate(title, (giga, paper), (offset, -3), textcoords="offset points", fontsize=8, ha=side)
+                for key, colour in keys.items():
+                    if record[key] is not None:
+                        axes.plot(giga, record[key], "o", color=colour)
+            axes.set(xlabel="MACs (G)", ylabel=label)
+            axes.margins(0.25)
+            axes.grid(alpha=0.3)
+        column[0].set_title(backbone)
+    names = {"black": "paper (hollow)", "tab:green": "checkpoint", "tab:blue": "JAX", "tab:orange": "PyTorch"}
+    handles = [grid[0, 0].plot([], [], "o", color=colour, label=label)[0] for colour, label in names.items()]
+    handles[0].set_markerfacecolor("none")
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    _save(figure, path)
+
+
+def draw_fps(path: Path, timings: Sequence[Timing[Variant]], ratios: Sequence[Ratio], title: str) -> None:
+    """Draws images/s of the variants, and their ratios with quartiles.
+
+    Raises:
+        UserError: matplotlib is missing, or the file cannot be written.
+    """
+    done = [timing for timing in timings if timing.error is None]
+    figure = _figure(13, 1.5 + 0.3 * max(len(done), len(ratios)))
+    speeds, relative = figure.subplots(1, 2)
+    colours = ["tab:blue" if timing.variant.framework == "jax" else "tab:orange" for timing in done]
+    speeds.barh([str(timing.variant) for timing in done], [images_per_second(timing) for timing in done], color=colours)
+    speeds.set(xlabel="images/s at the median latency")
+    medians = [ratio.median for ratio in ratios]
+    spread = [[r.median - r.lower for r in ratios], [r.upper - r.median for r in ratios]]
+    relative.errorbar(medians, [ratio.title for ratio in ratios], xerr=spread or None, fmt="o", capsize=3)
+    relative.axvline(1, color="grey", linewidth=0.8)
+    relative.set(xlabel="ratio of images/s, median and quartiles")
+    for axes in (speeds, relative):
+        axes.invert_yaxis()
+        axes.tick_params(labelsize=8)
+        axes.grid(axis="x", alpha=0.3)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure of matplotlib, its size in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("--plot needs matplotlib: pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Writes a figure in the format of the path's suffix."""
+    try:
+        with files.replacing(path) as temporary:
+            figure.savefig(temporary, dpi=120)
+    except ValueError as error:  # an unknown format
+        raise UserError(f"cannot write {path}: {error}") from error
