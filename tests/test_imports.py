@@ -1,41 +1,67 @@
-"""What importing the packages brings with it, in interpreters of their own."""
-
-import subprocess
-import sys
+"""What importing the packages loads, in interpreters of their own."""
 
 import pytest
 
-from helpers.commands import ROOT
+from helpers.commands import python
+
+pytestmark = pytest.mark.process
+
+COMMANDS = (
+    *("lma_jax.train", "lma_jax.evaluate", "lma_jax.gradcam", "lma_jax.data.prepare"),
+    *("convert.to_torch", "convert.to_jax", "convert.to_stablehlo", "convert.verify"),
+    *("convert.flops", "convert.fps", "convert.table1"),
+)
 
 
 def modules_after(statement: str) -> set[str]:
-    code = f"{statement}\nimport sys\nprint(*sys.modules)"
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in process.stdout.split()}
+    """The top-level modules that are loaded after a statement."""
+    process = python("-c", f"import sys\n{statement}\nprint(*sys.modules)")
+    assert process.returncode == 0, process.stderr
+    return {name.partition(".")[0] for name in process.stdout.splitlines()[-1].split()}
 
 
 @pytest.mark.parametrize(
-    ("package", "foreign"),
+    ("statement", "foreign"),
     [
-        ("lma_jax", {"torch", "tensorflow", "matplotlib", "orbax", "grain", "tensorflow_datasets", "PIL"}),
-        ("lma_torch", {"jax", "flax", "tensorflow", "matplotlib"}),
+        ("import lma_jax, convert", {"jax", "flax", "torch", "numpy"}),
+        (
+            "from lma_jax import *",
+            {"torch", "tensorflow", "matplotlib", "orbax", "grain", "tensorflow_datasets", "PIL", "safetensors"},
+        ),
+        ("from lma_torch import *", {"jax", "flax", "tensorflow", "matplotlib"}),
+        ("import lma_jax.preprocessing", {"PIL", "simplejpeg", "cykooz_resizer", "torch"}),
+        ("from convert import to_torch", {"orbax", "grain", "tensorflow", "tensorflow_datasets", "matplotlib", "PIL"}),
     ],
 )
-def test_a_package_imports_nothing_heavy_but_its_framework(package, foreign):
-    modules = modules_after(f"import {package}")
-    assert package in modules
-    assert modules & foreign == set()
+def test_a_package_imports_nothing_heavy_but_its_framework(statement, foreign):
+    assert modules_after(statement) & foreign == set()
 
 
 def test_the_trainer_and_its_writer_import_neither_torch_nor_tensorflow(tmp_path):
     writing = f"MetricsWriter(Path({str(tmp_path)!r}), step=0, config={{}}).write({{'step': 1, 'train_loss': 1.0}})"
     modules = modules_after(
         f"import lma_jax.training.trainer; from pathlib import Path;"
-        f"from lma_jax.training.metrics import MetricsWriter; {writing}"
+        f"from lma_jax.training.reporting.metrics import MetricsWriter; {writing}"
     )
     assert modules & {"torch", "tensorflow", "matplotlib"} == set()
 
 
-def test_convert_offers_its_two_functions():
-    code = "import convert; assert callable(convert.to_torch) and callable(convert.to_jax)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+def test_the_packages_offer_what_they_promise():
+    process = python(
+        "-c",
+        "import convert, lma_jax, lma_torch\n"
+        "for package in (convert, lma_jax, lma_torch):\n"
+        "    assert all(callable(getattr(package, name)) for name in package.__all__)\n"
+        "    assert {*package.__all__} <= {*dir(package)}\n"
+        "    assert not hasattr(package, 'something_else')\n",
+    )
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_waits_for_no_framework(command):
+    helping = (
+        f"import runpy\nsys.argv = ['{command}', '--help']\n"
+        f"try: runpy.run_module('{command}', run_name='__main__', alter_sys=True)\nexcept SystemExit: pass"
+    )
+    assert modules_after(helping) & {"jax", "flax", "torch", "tensorflow_datasets", "matplotlib"} == set()
