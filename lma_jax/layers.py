@@ -1,4 +1,4 @@
-"""What the hosts share: convolution and batch normalisation with PyTorch's semantics, and their initialisation."""
+"""What the backbones share: their two parts, convolution and initialisation; and layers as PyTorch has them."""
 
 import math
 from typing import Any
@@ -10,90 +10,50 @@ from flax import nnx
 
 from lma_jax.convolution import convolve
 
-kaiming_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Height and width of a map (N, H, W, C).
+SPATIAL_AXES = (1, 2)
 
 
-class Sequential(nnx.List):
-    """A list of modules applied in order; its members are named 0, 1, 2, ... as in PyTorch."""
+class Network(nnx.Module):
+    """An image classifier in two parts: `forward_head` after `forward_features`."""
+
+    def forward_features(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, 3) -> the last feature map (N, h, w, C)."""
+        raise NotImplementedError
+
+    def forward_head(self, x: jax.Array) -> jax.Array:
+        """The last feature map (N, h, w, C) -> logits (N, num_classes)."""
+        raise NotImplementedError
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        for module in self:
-            x = module(x)
-        return x
+        """(N, H, W, 3) -> logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
 
 
-class ReLU6(nnx.Module):
-    """min(max(x, 0), 6), with zero gradient at both corners as in PyTorch."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return jax.nn.relu6(x)
-
-
-def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1, **dd: Any):
-    """A square convolution without bias, padded by kernel_size // 2 on every side (SAME would shift at stride 2)."""
-    pad = kernel_size // 2
-    return nnx.Conv(
-        in_channels,
-        out_channels,
-        (kernel_size, kernel_size),
-        strides=stride,
-        padding=((pad, pad), (pad, pad)),
-        feature_group_count=groups,
-        use_bias=False,
-        kernel_init=kaiming_normal,
-        conv_general_dilated=convolve,
-        **dd,
-    )
-
-
-def uniform_conv(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: tuple[int, int] = (1, 1),
-    *,
-    stride: int = 1,
-    padding: tuple[int, int] = (0, 0),
-    dilation: int = 1,
-    groups: int = 1,
-    use_bias: bool = True,
-    **dd: Any,
+def conv(
+    in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1, **options: Any
 ) -> nnx.Conv:
-    """A convolution that starts as PyTorch's: kernel and bias U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-    return nnx.Conv(
+    """A square convolution without bias, padded by kernel_size // 2 on every side (SAME would shift at stride 2)."""
+    return conv2d(
         in_channels,
         out_channels,
         kernel_size,
-        strides=stride,
-        padding=tuple((pad, pad) for pad in padding),
-        kernel_dilation=dilation,
-        feature_group_count=groups,
-        use_bias=use_bias,
-        kernel_init=uniform(math.prod(kernel_size) * in_channels // groups),
-        bias_init=uniform(math.prod(kernel_size) * in_channels // groups),
-        **dd,
+        stride=stride,
+        padding=kernel_size // 2,
+        groups=groups,
+        bias=False,
+        conv_general_dilated=convolve,
+        **options,
     )
 
 
-def uniform_linear(in_features: int, out_features: int, **dd: Any) -> nnx.Linear:
-    """A linear layer that starts as PyTorch's: kernel and bias U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-    return nnx.Linear(in_features, out_features, kernel_init=uniform(in_features), bias_init=uniform(in_features), **dd)
-
-
-def uniform(fan_in: int) -> Any:
-    """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-    bound = 1 / math.sqrt(fan_in)
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
 def init_weights(model: nnx.Module, rngs: nnx.Rngs) -> None:
-    """Initialises a host as the paper does: convolutions Kaiming-normal (fan-out), linear N(0, 0.01), biases 0.
+    """Initialises a backbone as the paper does, its attention modules included.
 
-    What a module lists as `starts_at_zero` stays zero.
-    All weights come from one draw: a draw a layer would take most of the time to compile.
+    Convolutions are Kaiming-normal (fan-out), linear layers normal with standard deviation 0.01, biases 0. What a
+    module lists as `starts_at_zero` stays zero.
+
+    All weights are slices of one draw: compiling a draw for each layer would take most of the start-up time.
     """
     modules = [module for _, module in nnx.iter_modules(model)]
     kept = [getattr(module, name) for module in modules for name in getattr(module, "starts_at_zero", ())]
@@ -112,11 +72,77 @@ def init_weights(model: nnx.Module, rngs: nnx.Rngs) -> None:
         kernel.set_value((std * values).reshape(kernel.shape).astype(kernel.dtype))
 
 
+# Layers with the semantics and the initial distributions of PyTorch's.
+
+
+def conv2d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | tuple[int, int],
+    *,
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    bias: bool = True,
+    **options: Any,
+) -> nnx.Conv:
+    """torch.nn.Conv2d: kernel and bias start from U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    padding = (padding, padding) if isinstance(padding, int) else padding
+    initial = uniform(math.prod(kernel_size) * in_channels // groups)
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        kernel_size,
+        strides=stride,
+        padding=tuple((pad, pad) for pad in padding),
+        kernel_dilation=dilation,
+        feature_group_count=groups,
+        use_bias=bias,
+        kernel_init=initial,
+        bias_init=initial,
+        **options,
+    )
+
+
+def linear(in_features: int, out_features: int, **options: Any) -> nnx.Linear:
+    """torch.nn.Linear: kernel and bias start from U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    initial = uniform(in_features)
+    return nnx.Linear(in_features, out_features, kernel_init=initial, bias_init=initial, **options)
+
+
+def uniform(fan_in: int) -> Any:
+    """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Sequential(nnx.List):
+    """A list of modules applied in order; its members are named 0, 1, 2, ... as in PyTorch."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for module in self:
+            x = module(x)
+        return x
+
+
+class ReLU6(nnx.Module):
+    """min(max(x, 0), 6), with zero gradient at both corners as in PyTorch."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.relu6(x)
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last, equal to torch.nn.BatchNorm2d.
 
-    It differs from flax.nnx.BatchNorm where that differs from PyTorch: the running variance is the unbiased
-    one, the variance is computed in two passes, and statistics stay in float32 (or wider) under bfloat16.
+    Unlike flax.nnx.BatchNorm, it keeps the unbiased variance as running statistic, computes the variance in two passes,
+    and keeps statistics in float32 (or wider) under bfloat16, as PyTorch does.
 
     Args:
         num_features: size of the last axis.
@@ -129,7 +155,7 @@ class BatchNorm(nnx.Module):
         rngs: unused; every layer takes it.
 
     Raises:
-        ValueError: training mode with a single value a channel, which has no variance.
+        ValueError: in training mode, each channel has a single value and so no variance.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """LMA: lightweight mixed-domain attention (Yu et al., Applied Intelligence 53(11), 2023).
 
-A feature map is pooled along its width and along its height. Each of the two profiles passes one K-tap
-correlation along the channels and a sigmoid, and the two gates scale the map:
+A feature map is averaged along its width and along its height. Each of the two profiles is correlated along the
+channels with a kernel of size K and passed through a sigmoid, and the two gates scale the map:
 
     y = x * gate_h * gate_w        2K parameters, K = 1, 3, 5 or 7
 """
@@ -16,31 +16,30 @@ from flax import nnx
 
 def kernel_size_for(channels: int) -> int:
     """K = eta(C): the odd number at or below round(|log2(C) - 1| / 1.5), and at least 1."""
-    taps = round(abs(math.log2(channels) - 1.0) / 1.5)
-    return max(1, taps if taps % 2 else taps - 1)
+    size = round(abs(math.log2(channels) - 1.0) / 1.5)
+    return max(1, size if size % 2 else size - 1)
 
 
-def correlate_channels(x: jax.Array, taps: jax.Array, *, axis: int) -> jax.Array:
-    """Correlates `x` with `taps` (K,) along the channels at `axis`, zero padded to the same shape.
+def correlate_channels(x: jax.Array, kernel: jax.Array, *, axis: int) -> jax.Array:
+    """Correlates `x` with `kernel` (K,) along the channels at `axis`, zero padded to the same shape.
 
-    A sum of K shifted slices: XLA fuses it into one loop, which no one-channel convolution reaches.
+    It is a sum of K shifted slices: XLA fuses it into one loop, which is faster than any one-channel convolution.
     """
-    half, channels = taps.size // 2, x.shape[axis]
+    half, channels = kernel.size // 2, x.shape[axis]
     padding = [(0, 0)] * x.ndim
     padding[axis] = (half, half)
     padded = jnp.pad(x, padding)
-    shifted = [jax.lax.slice_in_dim(padded, k, k + channels, axis=axis) for k in range(taps.size)]
-    return jnp.asarray(sum(taps[k] * shifted[k] for k in range(taps.size)))
+    shifted = [jax.lax.slice_in_dim(padded, k, k + channels, axis=axis) for k in range(kernel.size)]
+    return jnp.asarray(sum(kernel[k] * shifted[k] for k in range(kernel.size)))
 
 
 @jax.custom_jvp
 def gate(x: jax.Array, logits_h: jax.Array, logits_w: jax.Array) -> jax.Array:
     """x * sigmoid(logits_h) * sigmoid(logits_w), for maps (..., H, W, C) and logits (..., H, 1, C) and (..., 1, W, C).
 
-    The gates are multiplied first: theirs is the only product that broadcasts.
-
-    Its derivative is written with that of a logarithm, (log sigmoid)' = 1 - sigmoid. So the backward pass sums one
-    map along both axes, where the product rule would have XLA write a broadcast map of each gate.
+    The gates are multiplied first: theirs is the only product that broadcasts. The custom derivative uses
+    (log sigmoid)' = 1 - sigmoid, so that the backward pass reduces a single map along both axes. By the product rule,
+    XLA would write a broadcast map of each gate.
     """
     return jax.nn.sigmoid(logits_h) * jax.nn.sigmoid(logits_w) * x
 
@@ -56,12 +55,15 @@ def _gate_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -
 class LMA(nnx.Module):
     """Lightweight mixed-domain attention for feature maps of shape (..., H, W, C).
 
+    The kernels are drawn from U(-1/sqrt(K), 1/sqrt(K)), as PyTorch's convolutions are. A backbone initialises them
+    anew with its own convolutions: Kaiming normal with fan-out, which has a standard deviation of sqrt(2/K).
+
     Args:
         channels: C, the size of the last axis.
-        kernel_size: K, the odd number of taps along the channels; `kernel_size_for(channels)` by default.
+        kernel_size: K, odd, the size of both kernels along the channels; `kernel_size_for(channels)` by default.
         dtype: computation and output dtype; by default that of the input.
         param_dtype: dtype of the 2K parameters.
-        rngs: the stream `params` draws the taps from U(-1/sqrt(K), 1/sqrt(K)).
+        rngs: the stream `params` draws the kernels.
 
     Raises:
         ValueError: `channels` is below 1, `kernel_size` is not odd and positive, or the input at call time
@@ -90,7 +92,7 @@ class LMA(nnx.Module):
         self.channels = channels
         self.kernel_size = kernel_size
         self.dtype = dtype
-        # The convolutions hold the taps under their usual names; they are applied as shifted slices.
+        # Convolutions hold the kernels under their usual names; they are applied as shifted slices.
         uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         options: dict[str, Any] = dict(use_bias=False, kernel_init=uniform, param_dtype=param_dtype, rngs=rngs)
         self.conv_h = nnx.Conv(1, 1, (1, kernel_size), **options)
@@ -98,26 +100,29 @@ class LMA(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., H, W, C) to the same shape."""
-        logits_h, logits_w = self._logits(x)
+        self._require(x)
+        logits_h, logits_w = self._logits(x, height=-3, width=-2, channel=-1)
         return gate(x.astype(logits_h.dtype), logits_h, logits_w)
 
     def gates(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The gates (..., H, 1, C) and (..., 1, W, C) that scale `x`, each value between 0 and 1."""
-        logits_h, logits_w = self._logits(x)
+        self._require(x)
+        logits_h, logits_w = self._logits(x, height=-3, width=-2, channel=-1)
         return jax.nn.sigmoid(logits_h), jax.nn.sigmoid(logits_w)
 
-    def _logits(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _logits(self, x: jax.Array, *, height: int, width: int, channel: int) -> tuple[jax.Array, jax.Array]:
+        x = x if self.dtype is None else x.astype(self.dtype)
+        kernel_h = self.conv_h.kernel[...].reshape(-1).astype(x.dtype)
+        kernel_w = self.conv_w.kernel[...].reshape(-1).astype(x.dtype)
+        profile_h = x.mean(width, keepdims=True)
+        profile_w = x.mean(height, keepdims=True)
+        logits_h = correlate_channels(profile_h, kernel_h, axis=channel)
+        logits_w = correlate_channels(profile_w, kernel_w, axis=channel)
+        return logits_h, logits_w
+
+    def _require(self, x: jax.Array) -> None:
         if x.ndim < 3 or x.shape[-1] != self.channels or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"LMA({self.channels}) takes floating-point inputs of shape (..., H, W, {self.channels}), "
                 f"channels last, got {x.dtype} of shape {x.shape}"
             )
-        x = x if self.dtype is None else x.astype(self.dtype)
-        height, width, channel = -3, -2, -1
-        taps_h = self.conv_h.kernel[...].reshape(-1).astype(x.dtype)
-        taps_w = self.conv_w.kernel[...].reshape(-1).astype(x.dtype)
-        profile_h = x.mean(width, keepdims=True)
-        profile_w = x.mean(height, keepdims=True)
-        logits_h = correlate_channels(profile_h, taps_h, axis=channel)
-        logits_w = correlate_channels(profile_w, taps_w, axis=channel)
-        return logits_h, logits_w

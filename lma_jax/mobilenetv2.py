@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lma_jax.attention import Attention, Placement
-from lma_jax.layers import BatchNorm, ReLU6, Sequential, conv, init_weights
+from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, ReLU6, Sequential, conv, init_weights, linear
 
 # expansion ratio t, channels c, number of blocks n, stride of the first s
 ROWS = (
@@ -71,7 +71,7 @@ class InvertedResidual(nnx.Module):
         return x + self.conv(x) if self.use_residual else self.conv(x)
 
 
-class MobileNetV2(nnx.Module):
+class MobileNetV2(Network):
     """MobileNetV2 for images of shape (N, H, W, 3).
 
     Args:
@@ -111,8 +111,7 @@ class MobileNetV2(nnx.Module):
         last_channels = make_divisible(1280 * max(1.0, width_mult), divisor)
         features += [conv_bn_relu(channels, last_channels, 1, **options)]
         self.features = Sequential(features)
-        linear = nnx.Linear(last_channels, num_classes, **options)
-        self.classifier = Sequential([nnx.Dropout(dropout, rngs=rngs), linear])
+        self.classifier = Sequential([nnx.Dropout(dropout, rngs=rngs), linear(last_channels, num_classes, **options)])
         init_weights(self, rngs)
 
     def forward_features(self, x: jax.Array) -> jax.Array:
@@ -121,8 +120,4 @@ class MobileNetV2(nnx.Module):
 
     def forward_head(self, x: jax.Array) -> jax.Array:
         """The last feature map (N, h, w, C) -> logits (N, num_classes)."""
-        return self.classifier(x.mean((1, 2)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, 3) -> logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
+        return self.classifier(x.mean(SPATIAL_AXES))

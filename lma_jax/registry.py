@@ -1,49 +1,73 @@
-"""Networks by name: `<host>` or `<host>_<attention>`, such as "resnet50" and "resnet50_lma"."""
+"""Networks by name: `<backbone>` or `<backbone>_<attention>`, such as "resnet50" and "resnet50_lma"."""
 
-import difflib
 import fnmatch
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from lma_jax.attention import ATTENTIONS, Placement
+from lma_jax.attention import ATTENTIONS, Placement, Placements, Unavailable
+from lma_jax.errors import nearest
+from lma_jax.layers import Network
 from lma_jax.mobilenetv2 import MobileNetV2
 from lma_jax.resnet import DEPTHS, ResNet
 
-BACKBONES: dict[str, Callable[..., nnx.Module]] = {
-    **{name: partial(ResNet, block, depths) for name, (block, depths) in DEPTHS.items()},
-    "mobilenetv2": MobileNetV2,
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network that takes an attention module.
+
+    Attributes:
+        build: its constructor, called as `build(num_classes=, attention=, dtype=, param_dtype=, rngs=, **options)`.
+        placement: selects the placement in this kind of backbone.
+    """
+
+    build: Callable[..., Network]
+    placement: Callable[[Placements], Placement | Unavailable]
+
+
+def in_resnet(placements: Placements) -> Placement | Unavailable:
+    """The placement in a ResNet."""
+    return placements.resnet
+
+
+def in_mobilenetv2(placements: Placements) -> Placement | Unavailable:
+    """The placement in MobileNetV2."""
+    return placements.mobilenetv2
+
+
+# To add a backbone, write its class and give it a line here.
+BACKBONES: dict[str, Backbone] = {
+    **{name: Backbone(partial(ResNet, block, depths), in_resnet) for name, (block, depths) in DEPTHS.items()},
+    "mobilenetv2": Backbone(MobileNetV2, in_mobilenetv2),
 }
-
-
-# The hosts of a family hold an attention module at the same place.
-FAMILIES = {"mobilenetv2": "mobilenetv2"}
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """The sorted names that `create_model` takes and that match `pattern` (fnmatch)."""
-    pairs = [(host, name) for host in BACKBONES for name in ATTENTIONS if isinstance(place(host, name), Placement)]
-    names = [*BACKBONES, *(f"{host}_{name}" for host, name in pairs)]
-    return sorted(fnmatch.filter(names, pattern))
+    pairs = [(backbone, attention) for backbone in BACKBONES for attention in ATTENTIONS]
+    available = [pair for pair in pairs if isinstance(placement(*pair), Placement)]
+    return sorted(fnmatch.filter([*BACKBONES, *map("_".join, available)], pattern))
 
 
-def place(host: str, attention: str) -> Placement | str:
-    """Where a host holds an attention module, or the reason why it does not."""
-    return ATTENTIONS[attention][FAMILIES.get(host, "resnet")]
+def placement(backbone: str, attention: str) -> Placement | Unavailable:
+    """Where a backbone has an attention module, or the reason why it has none."""
+    return BACKBONES[backbone].placement(ATTENTIONS[attention])
 
 
 def problem_with(name: str) -> str | None:
     """Why `create_model` does not take a name, or None where it does."""
     if name in list_models():
         return None
-    host, _, attention = name.partition("_")
-    if host in BACKBONES and attention in ATTENTIONS:
-        return f"there is no {name}: {place(host, attention)}"
-    nearest = difflib.get_close_matches(name, list_models(), n=1, cutoff=0)[0]
-    return f"unknown model {name!r}, did you mean {nearest!r}? (list_models() names all)"
+    backbone, _, attention = name.partition("_")
+    if backbone in BACKBONES and attention in ATTENTIONS:
+        found = placement(backbone, attention)
+        if isinstance(found, Unavailable):
+            return f"there is no {name}: {found.reason}"
+    return f"unknown model {name!r}, did you mean {nearest(name, list_models())!r}? (list_models() names all)"
 
 
 def create_model(
@@ -54,7 +78,7 @@ def create_model(
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
     **backbone_options: Any,
-) -> nnx.Module:
+) -> Network:
     """Builds a network by name, in training mode.
 
     Args:
@@ -63,17 +87,17 @@ def create_model(
         dtype: computation dtype; by default that of the input and the parameters.
         param_dtype: dtype of the parameters.
         rngs: the stream `params` initialises the weights; MobileNetV2's dropout draws from `dropout`.
-        **backbone_options: further options of the host, such as `width_mult=0.5` of MobileNetV2.
+        **backbone_options: further options of the backbone, such as ResNet's `width` and MobileNetV2's `width_mult`.
 
     Raises:
         ValueError: no such name (the message gives the nearest one), or a pair that does not exist (it says why).
     """
     if problem := problem_with(name):
         raise ValueError(problem)
-    host, _, attention = name.partition("_")
-    return BACKBONES[host](
+    backbone, _, attention = name.partition("_")
+    return BACKBONES[backbone].build(
         num_classes=num_classes,
-        attention=place(host, attention) if attention else None,
+        attention=placement(backbone, attention) if attention else None,
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,

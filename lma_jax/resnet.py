@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lma_jax.attention import Attention, Placement
-from lma_jax.layers import BatchNorm, Sequential, conv, init_weights
+from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, Sequential, conv, init_weights, linear
 
 
 class Block(nnx.Module):
@@ -100,7 +100,7 @@ def shortcut(in_channels: int, channels: int, stride: int, **options: Any) -> Se
     return Sequential([conv(in_channels, channels, 1, stride=stride, **options), BatchNorm(channels, **options)])
 
 
-class ResNet(nnx.Module):
+class ResNet(Network):
     """ResNet for images of shape (N, H, W, 3).
 
     Args:
@@ -147,7 +147,7 @@ class ResNet(nnx.Module):
         self.layer2 = stage(width * block.expansion, 2 * width, depths[1], stride=2)
         self.layer3 = stage(2 * width * block.expansion, 4 * width, depths[2], stride=2)
         self.layer4 = stage(4 * width * block.expansion, 8 * width, depths[3], stride=placement.last_stride)
-        self.fc = nnx.Linear(8 * width * block.expansion, num_classes, **options)
+        self.fc = linear(8 * width * block.expansion, num_classes, **options)
         init_weights(self, rngs)
 
     def forward_features(self, x: jax.Array) -> jax.Array:
@@ -158,11 +158,7 @@ class ResNet(nnx.Module):
 
     def forward_head(self, x: jax.Array) -> jax.Array:
         """The last feature map (N, h, w, C) -> logits (N, num_classes)."""
-        return self.fc(x.mean((1, 2)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, 3) -> logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
+        return self.fc(x.mean(SPATIAL_AXES))
 
 
 DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {

@@ -1,11 +1,32 @@
-"""What the hosts share: convolution, and the initialisation."""
+"""What the backbones share: their two parts, convolution and initialisation."""
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+# Height and width of a map (N, C, H, W).
+SPATIAL_AXES = (2, 3)
 
 
-def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1, **dd: Any):
+class Network(nn.Module):
+    """An image classifier in two parts: `forward_head` after `forward_features`."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> the last feature map (N, C, h, w)."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def conv(
+    in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1, **options: Any
+) -> nn.Conv2d:
     """A square convolution without bias, padded by kernel_size // 2 on every side."""
     return nn.Conv2d(
         in_channels,
@@ -15,14 +36,15 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int =
         padding=kernel_size // 2,
         groups=groups,
         bias=False,
-        **dd,
+        **options,
     )
 
 
 def init_weights(model: nn.Module) -> None:
-    """Initialises a host as the paper does: convolutions Kaiming-normal (fan-out), linear N(0, 0.01), biases 0.
+    """Initialises a backbone as the paper does, its attention modules included.
 
-    What a module lists as `starts_at_zero` stays zero.
+    Convolutions are Kaiming-normal (fan-out), linear layers normal with standard deviation 0.01, biases 0. What a
+    module lists as `starts_at_zero` stays zero.
     """
     kept = {getattr(module, name) for module in model.modules() for name in getattr(module, "starts_at_zero", ())}
     for module in model.modules():

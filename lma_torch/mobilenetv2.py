@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lma_torch.attention import Attention, Placement
-from lma_torch.layers import conv, init_weights
+from lma_torch.layers import Network, conv, init_weights
 
 # expansion ratio t, channels c, number of blocks n, stride of the first s
 ROWS = (
@@ -70,7 +70,7 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.use_residual else self.conv(x)
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Network):
     """MobileNetV2 for images of shape (N, 3, H, W).
 
     Args:
@@ -110,8 +110,7 @@ class MobileNetV2(nn.Module):
         features += [conv_bn_relu(channels, last_channels, 1, **options)]
         self.features = nn.Sequential(*features)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        linear = nn.Linear(last_channels, num_classes, **options)
-        self.classifier = nn.Sequential(nn.Dropout(dropout), linear)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(last_channels, num_classes, **options))
         init_weights(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -121,7 +120,3 @@ class MobileNetV2(nn.Module):
     def forward_head(self, x: Tensor) -> Tensor:
         """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
         return self.classifier(self.avgpool(x).flatten(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))

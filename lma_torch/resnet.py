@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lma_torch.attention import Attention, Placement
-from lma_torch.layers import conv, init_weights
+from lma_torch.layers import Network, conv, init_weights
 
 
 class Block(nn.Module):
@@ -102,7 +102,7 @@ def shortcut(in_channels: int, channels: int, stride: int, **options: Any) -> nn
     return nn.Sequential(conv(in_channels, channels, 1, stride=stride, **options), nn.BatchNorm2d(channels, **options))
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """ResNet for images of shape (N, 3, H, W).
 
     Args:
@@ -164,10 +164,6 @@ class ResNet(nn.Module):
     def forward_head(self, x: Tensor) -> Tensor:
         """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
         return self.fc(self.avgpool(x).flatten(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
 
 
 DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {

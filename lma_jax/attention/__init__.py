@@ -1,30 +1,53 @@
-"""The attention modules by name. Each sits in a host where its paper and Table 1 have it, which stands beside it."""
+"""The attention modules by name, each with its placement in the backbones: that of its paper and of Table 1.
 
-from lma_jax.attention import channel, mixed
-from lma_jax.attention.placement import Attention, Placement, Placements
+To add a module, write its class and give it a line in ATTENTIONS, or call `register_attention`.
+"""
+
+from lma_jax.attention.channel import ECA, GC, SE, SRM, GSoP, mobile_eca
+from lma_jax.attention.mixed import BAM, CA, CBAM, MCA, SA, SGE, TA, SimAM, mobile_ta
+from lma_jax.attention.placement import Attention, Placement, Placements, Unavailable
 from lma_jax.lma import LMA
 
+_IN_RESNETS_ONLY = Unavailable("its paper and Table 1 use it in ResNets only")
+
 ATTENTIONS: dict[str, Placements] = {
-    "lma": {"resnet": Placement(LMA, "branch"), "mobilenetv2": Placement(LMA, "hidden")},
-    **channel.PLACEMENTS,
-    **mixed.PLACEMENTS,
+    "lma": Placements(resnet=Placement(LMA, "branch"), mobilenetv2=Placement(LMA, "hidden")),
+    "se": Placements(resnet=Placement(SE, "branch"), mobilenetv2=Placement(SE, "block")),
+    "eca": Placements(resnet=Placement(ECA, "branch"), mobilenetv2=Placement(mobile_eca, "block")),
+    "srm": Placements(resnet=Placement(SRM, "branch"), mobilenetv2=Placement(SRM, "block")),
+    "gc": Placements(resnet=Placement(GC, "branch"), mobilenetv2=_IN_RESNETS_ONLY),
+    "gsop": Placements(
+        resnet=Placement(GSoP, "branch", every_block=False, last_stride=1),
+        mobilenetv2=Unavailable("it sits in the last block of each stage of a ResNet"),
+    ),
+    "cbam": Placements(resnet=Placement(CBAM, "branch"), mobilenetv2=Placement(CBAM, "block")),
+    "bam": Placements(
+        resnet=Placement(BAM, "stage"),
+        mobilenetv2=Unavailable("it sits between the stages of a ResNet"),
+    ),
+    "ta": Placements(resnet=Placement(TA, "branch"), mobilenetv2=Placement(mobile_ta, "block")),
+    "sa": Placements(resnet=Placement(SA, "branch"), mobilenetv2=_IN_RESNETS_ONLY),
+    "ca": Placements(resnet=Placement(CA, "branch"), mobilenetv2=Placement(CA, "hidden")),
+    "sge": Placements(resnet=Placement(SGE, "branch"), mobilenetv2=_IN_RESNETS_ONLY),
+    "mca": Placements(resnet=Placement(MCA, "branch"), mobilenetv2=Placement(MCA, "block")),
+    "simam": Placements(resnet=Placement(SimAM, "conv"), mobilenetv2=Placement(SimAM, "conv")),
 }
 
 
 def register_attention(name: str, module: Attention, *, resnet: str = "branch", mobilenetv2: str = "hidden") -> None:
-    """Makes a module of your own known as `<host>_<name>` to create_model, and so to every tool.
+    """Adds a module under the names `<backbone>_<name>`, which create_model and every tool then take.
 
     Args:
         name: lower-case letters and digits.
         module: constructor called as `module(channels, dtype=, param_dtype=, rngs=)`.
-        resnet, mobilenetv2: its position in the hosts, see `Placement`.
+        resnet, mobilenetv2: its position in the backbones, see `Placement`.
 
     Raises:
         ValueError: the name is taken or not allowed.
     """
     if not (name.isalnum() and name == name.lower()) or name in ATTENTIONS:
         raise ValueError(f"an attention cannot be named {name!r}: lower-case letters and digits, not yet taken")
-    ATTENTIONS[name] = {"resnet": Placement(module, resnet), "mobilenetv2": Placement(module, mobilenetv2)}
+    ATTENTIONS[name] = Placements(resnet=Placement(module, resnet), mobilenetv2=Placement(module, mobilenetv2))
 
 
-__all__ = ["ATTENTIONS", "Attention", "Placement", "register_attention"]
+__all__ = ["ATTENTIONS", "Attention", "Placement", "Placements", "Unavailable", "register_attention"]

@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lma_jax.attention.placement import RESNETS_ONLY, Placement, Placements
-from lma_jax.layers import BatchNorm, uniform_conv, uniform_linear
+from lma_jax.layers import SPATIAL_AXES, BatchNorm, conv2d, linear
 
 __all__ = ["ECA", "GC", "SE", "SRM", "GSoP"]
-
-POSITIONS = (1, 2)
 
 
 def squeezed(channels: int, reduction: int = 16) -> int:
@@ -20,10 +17,14 @@ def squeezed(channels: int, reduction: int = 16) -> int:
     return max(1, channels // reduction)
 
 
+def correction(x: jax.Array, axes: tuple[int, ...]) -> int:
+    """What an unbiased variance over `axes` subtracts from their size; 0 for a single value, whose variance is 0."""
+    return min(1, math.prod(x.shape[axis] for axis in axes) - 1)
+
+
 def variance(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The unbiased variance over `axes`, which are kept; 0 for a single value."""
-    count = math.prod(x.shape[axis] for axis in axes)
-    return x.var(axes, ddof=min(1, count - 1), keepdims=True)
+    return x.var(axes, ddof=correction(x, axes), keepdims=True)
 
 
 def std(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -32,37 +33,38 @@ def std(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
 
 
-def profile_conv(taps: int, **dd: Any) -> nnx.Conv:
-    """A correlation with an odd number of taps along profiles (N, 1, length, 1)."""
-    return uniform_conv(1, 1, (1, taps), padding=(0, taps // 2), use_bias=False, **dd)
+def profile_conv(kernel_size: int, **options: Any) -> nnx.Conv:
+    """A correlation of profiles (N, 1, length, 1) with a kernel of odd size."""
+    return conv2d(1, 1, (1, kernel_size), padding=(0, kernel_size // 2), bias=False, **options)
 
 
 class SE(nnx.Module):
     """Squeeze-and-excitation (Hu, Shen, Sun, CVPR 2018): y = x * s(W2 relu(W1 mean(x) + b1) + b2)."""
 
-    def __init__(self, channels: int, **dd: Any):
-        self.fc1 = uniform_linear(channels, squeezed(channels), **dd)
-        self.fc2 = uniform_linear(squeezed(channels), channels, **dd)
+    def __init__(self, channels: int, **options: Any):
+        self.fc1 = linear(channels, squeezed(channels), **options)
+        self.fc2 = linear(squeezed(channels), channels, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        weights = nnx.sigmoid(self.fc2(nnx.relu(self.fc1(x.mean(POSITIONS)))))
+        weights = nnx.sigmoid(self.fc2(nnx.relu(self.fc1(x.mean(SPATIAL_AXES)))))
         return x * weights[:, None, None]
 
 
 class ECA(nnx.Module):
-    """Efficient channel attention (Wang et al., CVPR 2020): y = x * s(K-tap correlation of mean(x) along channels).
+    """Efficient channel attention (Wang et al., CVPR 2020): y = x * s(mean(x) correlated along the channels).
 
     Args:
         channels: C.
-        kernel_size: K, odd; by default the odd number at or above (log2(C) + 1) / 2, truncated.
+        kernel_size: odd; by default the odd number at or above (log2(C) + 1) / 2, truncated.
     """
 
-    def __init__(self, channels: int, *, kernel_size: int | None = None, **dd: Any):
-        taps = int((math.log2(channels) + 1) / 2) // 2 * 2 + 1 if kernel_size is None else kernel_size
-        self.conv = profile_conv(taps, **dd)
+    def __init__(self, channels: int, *, kernel_size: int | None = None, **options: Any):
+        if kernel_size is None:
+            kernel_size = int((math.log2(channels) + 1) / 2) // 2 * 2 + 1
+        self.conv = profile_conv(kernel_size, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        weights = nnx.sigmoid(self.conv(x.mean(POSITIONS)[:, None, :, None]))
+        weights = nnx.sigmoid(self.conv(x.mean(SPATIAL_AXES)[:, None, :, None]))
         return x * weights.reshape(len(x), 1, 1, -1)
 
 
@@ -71,13 +73,13 @@ class SRM(nnx.Module):
 
     same_in_torch = ("weight",)
 
-    def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, **dd: Any):
+    def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, **options: Any):
         self.weight = nnx.Param(jnp.zeros((channels, 2), param_dtype))
-        self.bn = BatchNorm(channels, param_dtype=param_dtype, **dd)
+        self.bn = BatchNorm(channels, param_dtype=param_dtype, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        deviation = jnp.sqrt(variance(x, POSITIONS) + 1e-5)
-        style = jnp.stack([x.mean(POSITIONS), deviation.reshape(len(x), -1)], 2)
+        deviation = jnp.sqrt(variance(x, SPATIAL_AXES) + 1e-5)
+        style = jnp.stack([x.mean(SPATIAL_AXES), deviation.reshape(len(x), -1)], 2)
         weights = nnx.sigmoid(self.bn((style * self.weight[...].astype(x.dtype)).sum(2)))
         return x * weights[:, None, None]
 
@@ -85,17 +87,17 @@ class SRM(nnx.Module):
 class GC(nnx.Module):
     """Global context (Cao et al., ICCV workshops 2019): y = x + W2 relu(LN(W1 sum(a x) + b1)) + b2, W2 = 0 at first.
 
-    The positions are weighed by a = softmax(w x + b), the channels are transformed in a bottleneck.
+    The pixels are weighed by a = softmax(w x + b), the channels are transformed in a bottleneck.
     """
 
     starts_at_zero = ("fc2",)
 
-    def __init__(self, channels: int, **dd: Any):
-        self.mask = uniform_conv(channels, 1, **dd)
-        self.fc1 = uniform_linear(channels, squeezed(channels), **dd)
-        self.norm = nnx.LayerNorm(squeezed(channels), epsilon=1e-5, use_fast_variance=False, **dd)
+    def __init__(self, channels: int, **options: Any):
+        self.mask = conv2d(channels, 1, 1, **options)
+        self.fc1 = linear(channels, squeezed(channels), **options)
+        self.norm = nnx.LayerNorm(squeezed(channels), epsilon=1e-5, use_fast_variance=False, **options)
         zeros = nnx.initializers.zeros
-        self.fc2 = nnx.Linear(squeezed(channels), channels, kernel_init=zeros, bias_init=zeros, **dd)
+        self.fc2 = nnx.Linear(squeezed(channels), channels, kernel_init=zeros, bias_init=zeros, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         n, height, width, channels = x.shape
@@ -107,17 +109,17 @@ class GC(nnx.Module):
 class GSoP(nnx.Module):
     """Global second-order pooling (Gao et al., CVPR 2019): a weight a channel from the covariance of the channels.
 
-    relu(x) is reduced to D = 128 channels (with stride 2 on the widest maps, those of 256 channels), and each row of
-    their covariance over the positions is weighed by a convolution of its own.
+    relu(x) is reduced to D = 128 channels (with stride 2 on maps of 256 channels, the largest in a ResNet-50), and each
+    row of their covariance over the pixels is weighed by a convolution of its own.
     """
 
-    def __init__(self, channels: int, **dd: Any):
+    def __init__(self, channels: int, **options: Any):
         width = 128
-        self.reduce = uniform_conv(channels, width, stride=2 if channels == 256 else 1, **dd)
-        self.bn = BatchNorm(width, **dd)
-        self.row_bn = BatchNorm(width, **dd)
-        self.row_conv = uniform_conv(width, 4 * width, (width, 1), groups=width, **dd)
-        self.expand = uniform_conv(4 * width, channels, **dd)
+        self.reduce = conv2d(channels, width, 1, stride=2 if channels == 256 else 1, **options)
+        self.bn = BatchNorm(width, **options)
+        self.row_bn = BatchNorm(width, **options)
+        self.row_conv = conv2d(width, 4 * width, (width, 1), groups=width, **options)
+        self.expand = conv2d(4 * width, channels, 1, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         reduced = nnx.relu(self.bn(self.reduce(nnx.relu(x))))
@@ -128,18 +130,6 @@ class GSoP(nnx.Module):
         return x * weights
 
 
-def mobile_eca(channels: int, **dd: Any) -> ECA:
-    """ECA as its authors have it in MobileNetV2."""
-    return ECA(channels, kernel_size=1 if channels < 96 else 3, **dd)
-
-
-PLACEMENTS: dict[str, Placements] = {
-    "se": {"resnet": Placement(SE, "branch"), "mobilenetv2": Placement(SE, "block")},
-    "eca": {"resnet": Placement(ECA, "branch"), "mobilenetv2": Placement(mobile_eca, "block")},
-    "srm": {"resnet": Placement(SRM, "branch"), "mobilenetv2": Placement(SRM, "block")},
-    "gc": {"resnet": Placement(GC, "branch"), "mobilenetv2": RESNETS_ONLY},
-    "gsop": {
-        "resnet": Placement(GSoP, "branch", every_block=False, last_stride=1),
-        "mobilenetv2": "it sits in the last block of a ResNet's stages",
-    },
-}
+def mobile_eca(channels: int, **options: Any) -> ECA:
+    """ECA as its authors use it in MobileNetV2."""
+    return ECA(channels, kernel_size=1 if channels < 96 else 3, **options)

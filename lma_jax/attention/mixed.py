@@ -1,4 +1,4 @@
-"""Attention over channels and positions. (N, H, W, C) -> same."""
+"""Channel and spatial attention together. (N, H, W, C) -> same."""
 
 from typing import Any
 
@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lma_jax.attention.channel import POSITIONS, profile_conv, squeezed, std, variance
-from lma_jax.attention.placement import RESNETS_ONLY, Placement, Placements
-from lma_jax.layers import BatchNorm, uniform_conv, uniform_linear
+from lma_jax.attention.channel import profile_conv, squeezed, std
+from lma_jax.layers import SPATIAL_AXES, BatchNorm, conv2d, linear
 from lma_jax.lma import kernel_size_for
 
 __all__ = ["BAM", "CA", "CBAM", "MCA", "SA", "SGE", "TA", "SimAM"]
@@ -26,52 +25,57 @@ def groups_for(channels: int, *, largest: int = 64, parts: int = 1) -> int:
 
 
 class CBAM(nnx.Module):
-    """Convolutional block attention (Woo et al., ECCV 2018): channels, then positions.
+    """Convolutional block attention (Woo et al., ECCV 2018): first over channels, then over pixels.
 
     x' = x * s(f(mean_HW(x)) + f(max_HW(x))), y = x' * s(BN(conv7x7([max_C(x'), mean_C(x')])))
     """
 
-    def __init__(self, channels: int, **dd: Any):
-        self.fc1 = uniform_linear(channels, squeezed(channels), **dd)
-        self.fc2 = uniform_linear(squeezed(channels), channels, **dd)
-        self.conv = uniform_conv(2, 1, (7, 7), padding=(3, 3), use_bias=False, **dd)
-        self.bn = BatchNorm(1, momentum=0.99, **dd)
+    def __init__(self, channels: int, **options: Any):
+        self.fc1 = linear(channels, squeezed(channels), **options)
+        self.fc2 = linear(squeezed(channels), channels, **options)
+        self.conv = conv2d(2, 1, 7, padding=3, bias=False, **options)
+        self.bn = BatchNorm(1, momentum=0.99, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        mean, largest = self.bottleneck(x.mean(POSITIONS)), self.bottleneck(x.max(POSITIONS))
+        mean, largest = self.bottleneck(x.mean(SPATIAL_AXES)), self.bottleneck(x.max(SPATIAL_AXES))
         x = x * nnx.sigmoid(mean + largest)[:, None, None]
-        return x * nnx.sigmoid(self.bn(self.conv(jnp.stack([x.max(-1), x.mean(-1)], -1))))
+        return x * nnx.sigmoid(self.bn(self.conv(pooled(x, 3))))
 
     def bottleneck(self, profile: jax.Array) -> jax.Array:
         """(N, C) -> (N, C)."""
         return self.fc2(nnx.relu(self.fc1(profile)))
 
 
+def pooled(x: jax.Array, axis: int) -> jax.Array:
+    """Maximum and mean over one axis of (N, H, W, C), as the two channels of an image of the other two."""
+    return jnp.stack([x.max(axis), x.mean(axis)], -1)
+
+
 class BAM(nnx.Module):
-    """Bottleneck attention (Park et al., BMVC 2018): y = x * (1 + s(c * p)), c of the channels, p of the positions.
+    """Bottleneck attention (Park et al., BMVC 2018): y = x * (1 + s(c * p)), c of the channels, p of the pixels.
 
     The published code multiplies c and p where the paper adds them; so does this.
     """
 
-    def __init__(self, channels: int, **dd: Any):
+    def __init__(self, channels: int, **options: Any):
         width = squeezed(channels)
-        self.fc1 = uniform_linear(channels, width, **dd)
-        self.bn = BatchNorm(width, **dd)
-        self.fc2 = uniform_linear(width, channels, **dd)
-        self.conv1 = uniform_conv(channels, width, **dd)
-        self.bn1 = BatchNorm(width, **dd)
-        self.conv2 = uniform_conv(width, width, (3, 3), padding=(4, 4), dilation=4, **dd)
-        self.bn2 = BatchNorm(width, **dd)
-        self.conv3 = uniform_conv(width, width, (3, 3), padding=(4, 4), dilation=4, **dd)
-        self.bn3 = BatchNorm(width, **dd)
-        self.conv4 = uniform_conv(width, 1, **dd)
+        self.fc1 = linear(channels, width, **options)
+        self.bn = BatchNorm(width, **options)
+        self.fc2 = linear(width, channels, **options)
+        self.conv1 = conv2d(channels, width, 1, **options)
+        self.bn1 = BatchNorm(width, **options)
+        self.conv2 = conv2d(width, width, 3, padding=4, dilation=4, **options)
+        self.bn2 = BatchNorm(width, **options)
+        self.conv3 = conv2d(width, width, 3, padding=4, dilation=4, **options)
+        self.bn3 = BatchNorm(width, **options)
+        self.conv4 = conv2d(width, 1, 1, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        channels = self.fc2(nnx.relu(self.bn(self.fc1(x.mean(POSITIONS)))))[:, None, None]
-        positions = nnx.relu(self.bn1(self.conv1(x)))
-        positions = nnx.relu(self.bn2(self.conv2(positions)))
-        positions = self.conv4(nnx.relu(self.bn3(self.conv3(positions))))
-        return x * (1 + nnx.sigmoid(channels * positions))
+        channels = self.fc2(nnx.relu(self.bn(self.fc1(x.mean(SPATIAL_AXES)))))[:, None, None]
+        pixels = nnx.relu(self.bn1(self.conv1(x)))
+        pixels = nnx.relu(self.bn2(self.conv2(pixels)))
+        pixels = self.conv4(nnx.relu(self.bn3(self.conv3(pixels))))
+        return x * (1 + nnx.sigmoid(channels * pixels))
 
 
 class TA(nnx.Module):
@@ -84,26 +88,19 @@ class TA(nnx.Module):
         kernel_size: K, odd.
     """
 
-    def __init__(self, channels: int, *, kernel_size: int = 7, **dd: Any):
-        half = kernel_size // 2
-        options: dict[str, Any] = dict(padding=(half, half), use_bias=False, **dd)
-        self.conv_h = uniform_conv(2, 1, (kernel_size, kernel_size), **options)
-        self.bn_h = BatchNorm(1, momentum=0.99, **dd)
-        self.conv_w = uniform_conv(2, 1, (kernel_size, kernel_size), **options)
-        self.bn_w = BatchNorm(1, momentum=0.99, **dd)
-        self.conv_c = uniform_conv(2, 1, (kernel_size, kernel_size), **options)
-        self.bn_c = BatchNorm(1, momentum=0.99, **dd)
+    def __init__(self, channels: int, *, kernel_size: int = 7, **options: Any):
+        def conv() -> nnx.Conv:
+            return conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **options)
+
+        self.conv_h, self.bn_h = conv(), BatchNorm(1, momentum=0.99, **options)
+        self.conv_w, self.bn_w = conv(), BatchNorm(1, momentum=0.99, **options)
+        self.conv_c, self.bn_c = conv(), BatchNorm(1, momentum=0.99, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate_h = nnx.sigmoid(self.bn_h(self.conv_h(pooled(x, 1).swapaxes(1, 2)))).transpose(0, 3, 2, 1)  # image (C, W)
-        gate_w = nnx.sigmoid(self.bn_w(self.conv_w(pooled(x, 2)))).transpose(0, 1, 3, 2)  # the image (H, C)
-        gate_c = nnx.sigmoid(self.bn_c(self.conv_c(pooled(x, 3))))  # the image (H, W)
+        gate_w = nnx.sigmoid(self.bn_w(self.conv_w(pooled(x, 2)))).transpose(0, 1, 3, 2)  # image (H, C)
+        gate_c = nnx.sigmoid(self.bn_c(self.conv_c(pooled(x, 3))))  # image (H, W)
         return x * ((gate_h + gate_w + gate_c) / 3)
-
-
-def pooled(x: jax.Array, axis: int) -> jax.Array:
-    """Maximum and mean over one axis of (N, H, W, C), as the two channels of an image of the other two."""
-    return jnp.stack([x.max(axis), x.mean(axis)], -1)
 
 
 class SA(nnx.Module):
@@ -115,20 +112,20 @@ class SA(nnx.Module):
 
     same_in_torch = ("weight_c", "bias_c", "weight_s", "bias_s")
 
-    def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, **dd: Any):
+    def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, **options: Any):
         self.groups = groups_for(channels, parts=2)
         half = channels // (2 * self.groups)
         self.weight_c = nnx.Param(jnp.zeros(half, param_dtype))
         self.bias_c = nnx.Param(jnp.ones(half, param_dtype))
         self.weight_s = nnx.Param(jnp.zeros(half, param_dtype))
         self.bias_s = nnx.Param(jnp.ones(half, param_dtype))
-        options: dict[str, Any] = dict(epsilon=1e-5, use_fast_variance=False, reduction_axes=(*POSITIONS, -1))
-        self.norm = nnx.GroupNorm(half, num_groups=half, param_dtype=param_dtype, **options, **dd)
+        options |= dict(epsilon=1e-5, use_fast_variance=False, reduction_axes=(*SPATIAL_AXES, -1))
+        self.norm = nnx.GroupNorm(half, num_groups=half, param_dtype=param_dtype, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         n, height, width, channels = x.shape
         a, b = jnp.split(x.reshape(n, height, width, self.groups, -1), 2, -1)
-        a = a * nnx.sigmoid(affine(a.mean(POSITIONS, keepdims=True), self.weight_c, self.bias_c))
+        a = a * nnx.sigmoid(affine(a.mean(SPATIAL_AXES, keepdims=True), self.weight_c, self.bias_c))
         b = b * nnx.sigmoid(affine(self.norm(b), self.weight_s, self.bias_s))
         y = jnp.concatenate([a, b], -1).reshape(n, height, width, 2, channels // 2)
         return y.mT.reshape(x.shape)
@@ -144,12 +141,12 @@ class CA(nnx.Module):
     profiles of the rows and of the columns.
     """
 
-    def __init__(self, channels: int, **dd: Any):
+    def __init__(self, channels: int, **options: Any):
         width = max(8, channels // 32)
-        self.conv1 = uniform_conv(channels, width, **dd)
-        self.bn1 = BatchNorm(width, **dd)
-        self.conv_h = uniform_conv(width, channels, **dd)
-        self.conv_w = uniform_conv(width, channels, **dd)
+        self.conv1 = conv2d(channels, width, 1, **options)
+        self.bn1 = BatchNorm(width, **options)
+        self.conv_h = conv2d(width, channels, 1, **options)
+        self.conv_w = conv2d(width, channels, 1, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         profiles = jnp.concatenate([x.mean(2, keepdims=True), x.mean(1, keepdims=True).swapaxes(1, 2)], 1)
@@ -158,24 +155,24 @@ class CA(nnx.Module):
 
 
 class SGE(nnx.Module):
-    """Spatial group-wise enhance (Li, Hu, Yang, 2019): in each of G groups, the positions are gated by their
-    likeness to the group's mean, normalised over the map.
+    """Spatial group-wise enhance (Li, Hu, Yang, 2019): in each of G groups, the pixels are gated by their likeness to
+    the group's mean, normalised over the map.
 
     G is 64, or in narrow layers the largest number that divides the channels; w = 0 and b = 1 at first.
     """
 
     same_in_torch = ("weight", "bias")
 
-    def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, **dd: Any):
+    def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, **options: Any):
         self.groups = groups_for(channels)
         self.weight = nnx.Param(jnp.zeros(self.groups, param_dtype))
         self.bias = nnx.Param(jnp.ones(self.groups, param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         grouped = x.reshape(*x.shape[:-1], self.groups, -1)
-        likeness = (grouped * grouped.mean(POSITIONS, keepdims=True)).sum(-1)
-        centred = likeness - likeness.mean(POSITIONS, keepdims=True)
-        normalised = centred / (std(likeness, POSITIONS) + 1e-5)
+        likeness = (grouped * grouped.mean(SPATIAL_AXES, keepdims=True)).sum(-1)
+        centred = likeness - likeness.mean(SPATIAL_AXES, keepdims=True)
+        normalised = centred / (std(likeness, SPATIAL_AXES) + 1e-5)
         return (grouped * nnx.sigmoid(affine(normalised, self.weight, self.bias))[..., None]).reshape(x.shape)
 
 
@@ -186,12 +183,12 @@ class MCA(nnx.Module):
 
     same_in_torch = ("weight_c", "weight_h", "weight_w")
 
-    def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **dd: Any):
-        dd |= dict(param_dtype=param_dtype, rngs=rngs)
+    def __init__(self, channels: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any):
+        options |= dict(param_dtype=param_dtype, rngs=rngs)
         weight_c, weight_h, weight_w = jax.random.uniform(rngs.params(), (3, 2), param_dtype)
-        self.weight_c, self.conv_c = nnx.Param(weight_c), profile_conv(kernel_size_for(channels), **dd)
-        self.weight_h, self.conv_h = nnx.Param(weight_h), profile_conv(3, **dd)
-        self.weight_w, self.conv_w = nnx.Param(weight_w), profile_conv(3, **dd)
+        self.weight_c, self.conv_c = nnx.Param(weight_c), profile_conv(kernel_size_for(channels), **options)
+        self.weight_h, self.conv_h = nnx.Param(weight_h), profile_conv(3, **options)
+        self.weight_w, self.conv_w = nnx.Param(weight_w), profile_conv(3, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate_c = self.gate(x, (1, 2), self.weight_c, self.conv_c)
@@ -200,7 +197,7 @@ class MCA(nnx.Module):
         return x * ((gate_c + gate_h + gate_w) / 3)
 
     def gate(self, x: jax.Array, axes: tuple[int, int], weight: nnx.Param, conv: nnx.Conv) -> jax.Array:
-        """The gate along the axis that is left besides `axes`, which have size 1 in it."""
+        """The gate along the axis that is not among `axes`, which have size 1 in it."""
         scale_mean, scale_std = 0.5 + nnx.sigmoid(weight[...].astype(x.dtype))
         profile = scale_mean * x.mean(axes, keepdims=True) + scale_std * std(x, axes)
         return nnx.sigmoid(conv(profile.reshape(len(x), 1, -1, 1))).reshape(profile.shape)
@@ -212,26 +209,15 @@ class SimAM(nnx.Module):
     No parameters; `channels` is not used.
     """
 
-    def __init__(self, channels: int, **dd: Any):
+    def __init__(self, channels: int, **options: Any):
         pass
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        distance = jnp.square(x - x.mean(POSITIONS, keepdims=True))
-        return x * nnx.sigmoid(distance / (4 * (variance(x, POSITIONS) + 1e-4)) + 0.5)
+        distance = jnp.square(x - x.mean(SPATIAL_AXES, keepdims=True))
+        variance = distance.sum(SPATIAL_AXES, keepdims=True) / max(1, x.shape[1] * x.shape[2] - 1)
+        return x * nnx.sigmoid(distance / (4 * (variance + 1e-4)) + 0.5)
 
 
-def mobile_ta(channels: int, **dd: Any) -> TA:
-    """Triplet attention as its authors have it in MobileNetV2."""
-    return TA(channels, kernel_size=3, **dd)
-
-
-PLACEMENTS: dict[str, Placements] = {
-    "cbam": {"resnet": Placement(CBAM, "branch"), "mobilenetv2": Placement(CBAM, "block")},
-    "bam": {"resnet": Placement(BAM, "stage"), "mobilenetv2": "it sits between the stages of a ResNet"},
-    "ta": {"resnet": Placement(TA, "branch"), "mobilenetv2": Placement(mobile_ta, "block")},
-    "sa": {"resnet": Placement(SA, "branch"), "mobilenetv2": RESNETS_ONLY},
-    "ca": {"resnet": Placement(CA, "branch"), "mobilenetv2": Placement(CA, "hidden")},
-    "sge": {"resnet": Placement(SGE, "branch"), "mobilenetv2": RESNETS_ONLY},
-    "mca": {"resnet": Placement(MCA, "branch"), "mobilenetv2": Placement(MCA, "block")},
-    "simam": {"resnet": Placement(SimAM, "conv"), "mobilenetv2": Placement(SimAM, "conv")},
-}
+def mobile_ta(channels: int, **options: Any) -> TA:
+    """Triplet attention as its authors use it in MobileNetV2."""
+    return TA(channels, kernel_size=3, **options)

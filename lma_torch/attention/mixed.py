@@ -1,12 +1,12 @@
-"""Attention over channels and positions. (N, C, H, W) -> same."""
+"""Channel and spatial attention together. (N, C, H, W) -> same."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lma_torch.attention.channel import profile_conv, squeezed, unbiased
-from lma_torch.attention.placement import RESNETS_ONLY, Placement, Placements
+from lma_torch.attention.channel import profile_conv, squeezed, std
+from lma_torch.layers import SPATIAL_AXES
 from lma_torch.lma import kernel_size_for
 
 __all__ = ["BAM", "CA", "CBAM", "MCA", "SA", "SGE", "TA", "SimAM"]
@@ -24,57 +24,61 @@ def groups_for(channels: int, *, largest: int = 64, parts: int = 1) -> int:
 
 
 class CBAM(nn.Module):
-    """Convolutional block attention (Woo et al., ECCV 2018): channels, then positions.
+    """Convolutional block attention (Woo et al., ECCV 2018): first over channels, then over pixels.
 
     x' = x * s(f(mean_HW(x)) + f(max_HW(x))), y = x' * s(BN(conv7x7([max_C(x'), mean_C(x')])))
     """
 
-    def __init__(self, channels: int, **dd: Any):
+    def __init__(self, channels: int, **options: Any):
         super().__init__()
-        self.fc1 = nn.Linear(channels, squeezed(channels), **dd)
+        self.fc1 = nn.Linear(channels, squeezed(channels), **options)
         self.relu = nn.ReLU(inplace=True)
-        self.fc2 = nn.Linear(squeezed(channels), channels, **dd)
-        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False, **dd)
-        self.bn = nn.BatchNorm2d(1, momentum=0.01, **dd)
+        self.fc2 = nn.Linear(squeezed(channels), channels, **options)
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False, **options)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, largest = self.bottleneck(x.mean((2, 3))), self.bottleneck(x.amax((2, 3)))
+        mean, largest = self.bottleneck(x.mean(SPATIAL_AXES)), self.bottleneck(x.amax(SPATIAL_AXES))
         x = x * (mean + largest).sigmoid()[:, :, None, None]
-        image = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
-        return x * self.bn(self.conv(image)).sigmoid()
+        return x * self.bn(self.conv(pooled(x, 1))).sigmoid()
 
     def bottleneck(self, profile: Tensor) -> Tensor:
         """(N, C) -> (N, C)."""
         return self.fc2(self.relu(self.fc1(profile)))
 
 
+def pooled(x: Tensor, dim: int) -> Tensor:
+    """Maximum and mean over one axis of (N, C, H, W), as the two channels of an image of the other two."""
+    return torch.stack([x.amax(dim), x.mean(dim)], 1)
+
+
 class BAM(nn.Module):
-    """Bottleneck attention (Park et al., BMVC 2018): y = x * (1 + s(c * p)), c of the channels, p of the positions.
+    """Bottleneck attention (Park et al., BMVC 2018): y = x * (1 + s(c * p)), c of the channels, p of the pixels.
 
     The published code multiplies c and p where the paper adds them; so does this.
     """
 
-    def __init__(self, channels: int, **dd: Any):
+    def __init__(self, channels: int, **options: Any):
         super().__init__()
         width = squeezed(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.fc1 = nn.Linear(channels, width, **dd)
-        self.bn = nn.BatchNorm1d(width, **dd)
-        self.fc2 = nn.Linear(width, channels, **dd)
-        self.conv1 = nn.Conv2d(channels, width, 1, **dd)
-        self.bn1 = nn.BatchNorm2d(width, **dd)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=4, dilation=4, **dd)
-        self.bn2 = nn.BatchNorm2d(width, **dd)
-        self.conv3 = nn.Conv2d(width, width, 3, padding=4, dilation=4, **dd)
-        self.bn3 = nn.BatchNorm2d(width, **dd)
-        self.conv4 = nn.Conv2d(width, 1, 1, **dd)
+        self.fc1 = nn.Linear(channels, width, **options)
+        self.bn = nn.BatchNorm1d(width, **options)
+        self.fc2 = nn.Linear(width, channels, **options)
+        self.conv1 = nn.Conv2d(channels, width, 1, **options)
+        self.bn1 = nn.BatchNorm2d(width, **options)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=4, dilation=4, **options)
+        self.bn2 = nn.BatchNorm2d(width, **options)
+        self.conv3 = nn.Conv2d(width, width, 3, padding=4, dilation=4, **options)
+        self.bn3 = nn.BatchNorm2d(width, **options)
+        self.conv4 = nn.Conv2d(width, 1, 1, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        channels = self.fc2(self.relu(self.bn(self.fc1(x.mean((2, 3))))))[:, :, None, None]
-        positions = self.relu(self.bn1(self.conv1(x)))
-        positions = self.relu(self.bn2(self.conv2(positions)))
-        positions = self.conv4(self.relu(self.bn3(self.conv3(positions))))
-        return x * (1 + (channels * positions).sigmoid())
+        channels = self.fc2(self.relu(self.bn(self.fc1(x.mean(SPATIAL_AXES)))))[:, :, None, None]
+        pixels = self.relu(self.bn1(self.conv1(x)))
+        pixels = self.relu(self.bn2(self.conv2(pixels)))
+        pixels = self.conv4(self.relu(self.bn3(self.conv3(pixels))))
+        return x * (1 + (channels * pixels).sigmoid())
 
 
 class TA(nn.Module):
@@ -87,26 +91,21 @@ class TA(nn.Module):
         kernel_size: K, odd.
     """
 
-    def __init__(self, channels: int, *, kernel_size: int = 7, **dd: Any):
+    def __init__(self, channels: int, *, kernel_size: int = 7, **options: Any):
         super().__init__()
-        options: dict[str, Any] = dict(padding=kernel_size // 2, bias=False, **dd)
-        self.conv_h = nn.Conv2d(2, 1, kernel_size, **options)
-        self.bn_h = nn.BatchNorm2d(1, momentum=0.01, **dd)
-        self.conv_w = nn.Conv2d(2, 1, kernel_size, **options)
-        self.bn_w = nn.BatchNorm2d(1, momentum=0.01, **dd)
-        self.conv_c = nn.Conv2d(2, 1, kernel_size, **options)
-        self.bn_c = nn.BatchNorm2d(1, momentum=0.01, **dd)
+
+        def conv() -> nn.Conv2d:
+            return nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **options)
+
+        self.conv_h, self.bn_h = conv(), nn.BatchNorm2d(1, momentum=0.01, **options)
+        self.conv_w, self.bn_w = conv(), nn.BatchNorm2d(1, momentum=0.01, **options)
+        self.conv_c, self.bn_c = conv(), nn.BatchNorm2d(1, momentum=0.01, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate_h = self.bn_h(self.conv_h(pooled(x, 2))).sigmoid().permute(0, 2, 1, 3)  # the image (C, W)
-        gate_w = self.bn_w(self.conv_w(pooled(x, 3).mT)).sigmoid().permute(0, 3, 2, 1)  # the image (H, C)
-        gate_c = self.bn_c(self.conv_c(pooled(x, 1))).sigmoid()  # the image (H, W)
+        gate_h = self.bn_h(self.conv_h(pooled(x, 2))).sigmoid().permute(0, 2, 1, 3)  # image (C, W)
+        gate_w = self.bn_w(self.conv_w(pooled(x, 3).mT)).sigmoid().permute(0, 3, 2, 1)  # image (H, C)
+        gate_c = self.bn_c(self.conv_c(pooled(x, 1))).sigmoid()  # image (H, W)
         return x * ((gate_h + gate_w + gate_c) / 3)
-
-
-def pooled(x: Tensor, dim: int) -> Tensor:
-    """Maximum and mean over one axis of (N, C, H, W), as the two channels of an image of the other two."""
-    return torch.stack([x.amax(dim), x.mean(dim)], 1)
 
 
 class SA(nn.Module):
@@ -116,16 +115,16 @@ class SA(nn.Module):
     G is 64, or in narrow layers the largest number that divides the channels; w = 0 and b = 1 at first.
     """
 
-    def __init__(self, channels: int, **dd: Any):
+    def __init__(self, channels: int, **options: Any):
         super().__init__()
         self.groups = groups_for(channels, parts=2)
         half = channels // (2 * self.groups)
-        self.weight_c = nn.Parameter(torch.zeros(half, **dd))
-        self.bias_c = nn.Parameter(torch.ones(half, **dd))
-        self.weight_s = nn.Parameter(torch.zeros(half, **dd))
-        self.bias_s = nn.Parameter(torch.ones(half, **dd))
+        self.weight_c = nn.Parameter(torch.zeros(half, **options))
+        self.bias_c = nn.Parameter(torch.ones(half, **options))
+        self.weight_s = nn.Parameter(torch.zeros(half, **options))
+        self.bias_s = nn.Parameter(torch.ones(half, **options))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.norm = nn.GroupNorm(half, half, **dd)
+        self.norm = nn.GroupNorm(half, half, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         n, channels, height, width = x.shape
@@ -146,14 +145,14 @@ class CA(nn.Module):
     profiles of the rows and of the columns.
     """
 
-    def __init__(self, channels: int, **dd: Any):
+    def __init__(self, channels: int, **options: Any):
         super().__init__()
         width = max(8, channels // 32)
-        self.conv1 = nn.Conv2d(channels, width, 1, **dd)
-        self.bn1 = nn.BatchNorm2d(width, **dd)
+        self.conv1 = nn.Conv2d(channels, width, 1, **options)
+        self.bn1 = nn.BatchNorm2d(width, **options)
         self.activation = nn.Hardswish()
-        self.conv_h = nn.Conv2d(width, channels, 1, **dd)
-        self.conv_w = nn.Conv2d(width, channels, 1, **dd)
+        self.conv_h = nn.Conv2d(width, channels, 1, **options)
+        self.conv_w = nn.Conv2d(width, channels, 1, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         profiles = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).mT], 2)
@@ -162,24 +161,23 @@ class CA(nn.Module):
 
 
 class SGE(nn.Module):
-    """Spatial group-wise enhance (Li, Hu, Yang, 2019): in each of G groups, the positions are gated by their
-    likeness to the group's mean, normalised over the map.
+    """Spatial group-wise enhance (Li, Hu, Yang, 2019): in each of G groups, the pixels are gated by their likeness to
+    the group's mean, normalised over the map.
 
     G is 64, or in narrow layers the largest number that divides the channels; w = 0 and b = 1 at first.
     """
 
-    def __init__(self, channels: int, **dd: Any):
+    def __init__(self, channels: int, **options: Any):
         super().__init__()
         self.groups = groups_for(channels)
-        self.weight = nn.Parameter(torch.zeros(self.groups, **dd))
-        self.bias = nn.Parameter(torch.ones(self.groups, **dd))
+        self.weight = nn.Parameter(torch.zeros(self.groups, **options))
+        self.bias = nn.Parameter(torch.ones(self.groups, **options))
 
     def forward(self, x: Tensor) -> Tensor:
         grouped = x.unflatten(1, (self.groups, -1))
         likeness = (grouped * grouped.mean((3, 4), keepdim=True)).sum(2)
-        centred = likeness - likeness.mean((2, 3), keepdim=True)
-        deviation = likeness.std((2, 3), correction=unbiased(likeness, (2, 3)), keepdim=True)
-        normalised = centred / (deviation + 1e-5)
+        centred = likeness - likeness.mean(SPATIAL_AXES, keepdim=True)
+        normalised = centred / (std(likeness, SPATIAL_AXES) + 1e-5)
         return (grouped * affine(normalised, self.weight, self.bias).sigmoid()[:, :, None]).reshape(x.shape)
 
 
@@ -188,11 +186,12 @@ class MCA(nn.Module):
     axes C, H and W, whose profiles weigh mean and standard deviation over the other two.
     """
 
-    def __init__(self, channels: int, **dd: Any):
+    def __init__(self, channels: int, **options: Any):
         super().__init__()
-        self.weight_c, self.conv_c = nn.Parameter(torch.rand(2, **dd)), profile_conv(kernel_size_for(channels), **dd)
-        self.weight_h, self.conv_h = nn.Parameter(torch.rand(2, **dd)), profile_conv(3, **dd)
-        self.weight_w, self.conv_w = nn.Parameter(torch.rand(2, **dd)), profile_conv(3, **dd)
+        weight_c, weight_h, weight_w = torch.rand(3, 2, **options)
+        self.weight_c, self.conv_c = nn.Parameter(weight_c), profile_conv(kernel_size_for(channels), **options)
+        self.weight_h, self.conv_h = nn.Parameter(weight_h), profile_conv(3, **options)
+        self.weight_w, self.conv_w = nn.Parameter(weight_w), profile_conv(3, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         gate_c = self.gate(x, (2, 3), self.weight_c, self.conv_c)
@@ -201,10 +200,9 @@ class MCA(nn.Module):
         return x * ((gate_c + gate_h + gate_w) / 3)
 
     def gate(self, x: Tensor, dims: tuple[int, int], weight: Tensor, conv: nn.Conv2d) -> Tensor:
-        """The gate along the axis that is left besides `dims`, which have size 1 in it."""
+        """The gate along the axis that is not among `dims`, which have size 1 in it."""
         scale_mean, scale_std = 0.5 + weight.sigmoid()
-        deviation = x.std(dims, correction=unbiased(x, dims), keepdim=True)
-        profile = scale_mean * x.mean(dims, keepdim=True) + scale_std * deviation
+        profile = scale_mean * x.mean(dims, keepdim=True) + scale_std * std(x, dims)
         return conv(profile.flatten(1)[:, None, None]).sigmoid().reshape(profile.shape)
 
 
@@ -214,27 +212,15 @@ class SimAM(nn.Module):
     No parameters; `channels` is not used.
     """
 
-    def __init__(self, channels: int, **dd: Any):
+    def __init__(self, channels: int, **options: Any):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
-        distance = (x - x.mean((2, 3), keepdim=True)).square()
-        variance = distance.sum((2, 3), keepdim=True) / max(1, x.size(2) * x.size(3) - 1)
+        distance = (x - x.mean(SPATIAL_AXES, keepdim=True)).square()
+        variance = distance.sum(SPATIAL_AXES, keepdim=True) / max(1, x.size(2) * x.size(3) - 1)
         return x * (distance / (4 * (variance + 1e-4)) + 0.5).sigmoid()
 
 
-def mobile_ta(channels: int, **dd: Any) -> TA:
-    """Triplet attention as its authors have it in MobileNetV2."""
-    return TA(channels, kernel_size=3, **dd)
-
-
-PLACEMENTS: dict[str, Placements] = {
-    "cbam": {"resnet": Placement(CBAM, "branch"), "mobilenetv2": Placement(CBAM, "block")},
-    "bam": {"resnet": Placement(BAM, "stage"), "mobilenetv2": "it sits between the stages of a ResNet"},
-    "ta": {"resnet": Placement(TA, "branch"), "mobilenetv2": Placement(mobile_ta, "block")},
-    "sa": {"resnet": Placement(SA, "branch"), "mobilenetv2": RESNETS_ONLY},
-    "ca": {"resnet": Placement(CA, "branch"), "mobilenetv2": Placement(CA, "hidden")},
-    "sge": {"resnet": Placement(SGE, "branch"), "mobilenetv2": RESNETS_ONLY},
-    "mca": {"resnet": Placement(MCA, "branch"), "mobilenetv2": Placement(MCA, "block")},
-    "simam": {"resnet": Placement(SimAM, "conv"), "mobilenetv2": Placement(SimAM, "conv")},
-}
+def mobile_ta(channels: int, **options: Any) -> TA:
+    """Triplet attention as its authors use it in MobileNetV2."""
+    return TA(channels, kernel_size=3, **options)

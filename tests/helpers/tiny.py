@@ -13,7 +13,7 @@ from configs import common
 from lma_jax.attention import Placement
 from lma_jax.data.batch import random_batch
 from lma_jax.preprocessing import Preprocessing
-from lma_jax.registry import BACKBONES
+from lma_jax.registry import BACKBONES, Backbone, in_resnet
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
 from lma_jax.training.objective import objective_from
 from lma_jax.training.reporting import reporter
@@ -25,7 +25,7 @@ PREPROCESSING = Preprocessing(image_size=16, resize_size=16, mean=(0.5, 0.4, 0.3
 CLASSES = 10
 
 
-class Tiny(nnx.Module):
+class Tiny(lma_jax.layers.Network):
     """Convolution, normalisation, attention, and a head with dropout."""
 
     def __init__(self, *, num_classes, attention, dropout=0.0, rngs, **options):
@@ -35,17 +35,19 @@ class Tiny(nnx.Module):
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.fc = nnx.Linear(8, num_classes, rngs=rngs, **options)
 
-    def __call__(self, x):
+    def forward_features(self, x):
         x = self.bn1(self.conv1(x))
-        x = x if self.attention is None else self.attention(x)
-        return self.fc(self.dropout(nnx.relu(x).mean((1, 2))))
+        return nnx.relu(x if self.attention is None else self.attention(x))
+
+    def forward_head(self, x):
+        return self.fc(self.dropout(x.mean((1, 2))))
 
 
 def register(monkeypatch) -> None:
     """Makes tiny, tiny_lma and tinydropout known to create_model for the length of a test, which draws no curves."""
     monkeypatch.setattr(reporter, "draw_curves", lambda workdir, *, title: None)
-    monkeypatch.setitem(BACKBONES, "tiny", Tiny)
-    monkeypatch.setitem(BACKBONES, "tinydropout", partial(Tiny, dropout=0.5))
+    monkeypatch.setitem(BACKBONES, "tiny", Backbone(Tiny, in_resnet))
+    monkeypatch.setitem(BACKBONES, "tinydropout", Backbone(partial(Tiny, dropout=0.5), in_resnet))
 
 
 def recipe(**values) -> ConfigDict:

@@ -9,12 +9,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import digits
 from helpers import tiny
-from lma_jax.registry import BACKBONES
+from lma_jax.registry import BACKBONES, Backbone, in_resnet
 from lma_jax.training.reporting import reporter
 
 
 def get_config() -> ConfigDict:
-    BACKBONES["tiny"] = tiny.Tiny
+    BACKBONES["tiny"] = Backbone(tiny.Tiny, in_resnet)
     reporter.draw_curves = lambda workdir, *, title: None  # takes longer than its training
     config = digits.get_config()
     config.update(model="tiny_lma", image_size=8, resize_size=8, batch_size=8, eval_batch_size=360)
