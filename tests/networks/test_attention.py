@@ -14,16 +14,12 @@ import lma_torch
 import lma_torch.attention
 from convert.measure import flops
 from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
-from helpers.marks import all_but_slow
-from helpers.shapes import backbone_options, jax_shapes, torch_shapes
+from helpers.shapes import jax_shapes, narrow_options, torch_shapes
 from helpers.weights import golden_weights, well_conditioned_weights
 
 TABLE = {name: placements.resnet.module for name, placements in lma_torch.attention.ATTENTIONS.items()}
 TWINS = {name: placements.resnet.module for name, placements in lma_jax.attention.ATTENTIONS.items()}
 PAIRS = [name for name in lma_jax.list_models("*_*") if not name.endswith("_lma")]
-# Each module once, and each position in MobileNetV2; the others are these with more blocks.
-FAST = [name for name in PAIRS if name.startswith("resnet18_")]
-FAST += ["mobilenetv2_se", "mobilenetv2_ca", "mobilenetv2_simam"]
 
 # Parameters with 1000 classes.
 PARAMETERS = {
@@ -122,9 +118,9 @@ def test_a_module_and_its_gradients_are_the_same_in_both_frameworks(name, shape,
 
 
 @pytest.mark.usefixtures("x64", "compile_each_layer_once")
-@pytest.mark.parametrize("name", all_but_slow(FAST, PAIRS))
+@pytest.mark.parametrize("name", PAIRS)
 def test_every_pair_computes_the_same_logits_in_both_frameworks(name):
-    options = dict(num_classes=7, **backbone_options(name))
+    options = dict(num_classes=7, **narrow_options(name))
     torch_model = torch_shapes(name, dtype=torch.float64, **options)
     weights = well_conditioned_weights(torch_model, normal(4, 3, 40, 33, seed=1))
     jax_model = convert.to_jax(weights, jax_shapes(name, param_dtype=jnp.float64, **options))

@@ -9,8 +9,7 @@ import convert
 import lma_jax
 import lma_torch
 from helpers.arrays import normal, relative_error, to_nhwc
-from helpers.marks import all_but_slow
-from helpers.shapes import backbone_options, jax_shapes, torch_shapes
+from helpers.shapes import jax_shapes, narrow_options, torch_shapes
 from helpers.weights import well_conditioned_weights
 from lma_jax.layers import BatchNorm
 
@@ -29,9 +28,9 @@ LEFT = {
 pytestmark = pytest.mark.usefixtures("x64", "compile_each_layer_once")
 
 
-@pytest.mark.parametrize("name", all_but_slow(["resnet18_lma", "resnet18_bam", "mobilenetv2_simam"], LEFT))
+@pytest.mark.parametrize("name", LEFT)
 def test_a_folded_network_is_the_same_function_in_both_frameworks(name):
-    options = {**OPTIONS, **backbone_options(name)}
+    options = {**OPTIONS, **narrow_options(name)}
     torch_model = torch_shapes(name, dtype=torch.float64, **options)
     weights = well_conditioned_weights(torch_model, normal(4, 3, 33, 40, seed=1))
     jax_model = convert.to_jax(weights, jax_shapes(name, param_dtype=jnp.float64, **options))

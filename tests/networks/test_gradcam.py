@@ -97,7 +97,7 @@ def test_of_a_pooled_linear_classifier_grad_cam_plus_plus_has_a_closed_form(x64)
     ("name", "layer", "size"),
     [
         ("resnet18_lma", "layer4.0.attention", (2, 3, 512)),
-        pytest.param("mobilenetv2_lma", "features.17", (2, 3, 320), marks=pytest.mark.slow),
+        ("mobilenetv2_lma", "features.17", (2, 3, 320)),
     ],
 )
 def test_an_inner_layer_is_weighed_by_the_gradient_of_the_rest_and_the_model_left_as_it_is(
