@@ -4,14 +4,14 @@ import atexit
 import gc
 import os
 import shutil
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 # In the environment before JAX is imported, so that subprocesses are set up alike and share the compiled programs.
-VERSIONS = "-".join([f"python{sys.version_info.major}.{sys.version_info.minor}", f"jaxlib{version('jaxlib')}"])
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / VERSIONS))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / f".cache/jaxlib-{version('jaxlib')}")
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # the tests compile much and compute little
@@ -38,6 +38,14 @@ def x64():
     """JAX computes in float64 during the test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def optimised():
+    """XLA optimises what is compiled during the test, for what runs too slowly otherwise."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module")

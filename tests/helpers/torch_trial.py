@@ -20,7 +20,7 @@ class TorchTrial:
 
     def __init__(self, run: Trial, model: torch.nn.Module, *, loss=None, after_backward=None, parts: int = 1):
         self.model = model.double()
-        self.model.load_state_dict(convert.to_torch(run.network.bind(run.state.params, run.state.batch_stats)))
+        self.model.load_state_dict(convert.to_torch(run.model()))
         config = run.config
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay
@@ -49,7 +49,7 @@ class TorchTrial:
 def assert_same_weights(run: Trial, model: torch.nn.Module, trees=None) -> None:
     params, batch_stats = trees or (run.state.params, run.state.batch_stats)
     expected = {name: value for name, value in model.state_dict().items() if "num_batches" not in name}
-    actual = convert.to_torch(run.network.bind(params, batch_stats))
+    actual = convert.to_torch(run.definition.bind(params, batch_stats))
     assert {name for name in actual if "num_batches" not in name} == set(expected)
     for name, value in expected.items():
         assert relative_error(actual[name], value) < 1e-9, name
