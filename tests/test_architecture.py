@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import ROOT
+from tests.helpers.commands import ROOT
 
 PACKAGES = ("lma_jax", "lma_torch", "convert", "configs")
 ROW = re.compile(r"^\| (\w+) \| (`.+?) \| ([\w, ]*)\|$", re.MULTILINE)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.commands import python
+from tests.helpers.commands import python
 
 pytestmark = pytest.mark.process
 

@@ -9,7 +9,7 @@ import pytest
 
 import lma_jax
 import lma_torch
-from helpers.commands import ROOT
+from tests.helpers.commands import ROOT
 
 PROGRAM = """
 import jax, jax.numpy as jnp, torch

@@ -5,11 +5,11 @@ from functools import cache
 
 import pytest
 
-from helpers import tiny
-from helpers.tiny import Trial, batch
 from measurements import collectives
 from measurements.collectives import Collective, network_shapes, tree_bytes
 from measurements.prediction import SYNC_ALL_REDUCES, SYNC_STATISTICS, Assumptions
+from tests.helpers import tiny
+from tests.helpers.tiny import Trial, batch
 
 METRICS = 5 * 4  # loss, top1, top5, count and skipped_images
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from helpers.commands import ROOT
+from tests.helpers.commands import ROOT
 
 
 def test_those_for_gpus_need_only_the_two_frameworks():

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from configs import common
-from helpers.commands import ROOT
 from measurements import prediction_tables
 from measurements.prediction import RELIEFS, Assumptions, predict, saturates_at
+from tests.helpers.commands import ROOT
 
 
 def test_one_gpu_does_not_communicate():

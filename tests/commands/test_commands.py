@@ -13,9 +13,9 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lma_torch
-from helpers import commands
-from helpers.commands import SHORT, TINY, python
-from helpers.pairs import know_resnet10, register_resnet10
+from tests.helpers import commands
+from tests.helpers.commands import SHORT, TINY, python
+from tests.helpers.pairs import know_resnet10, register_resnet10
 
 pytestmark = pytest.mark.process
 

@@ -14,10 +14,10 @@ from convert.measure import runs
 from convert.measure.fps import images_per_second, ratios, row, table
 from convert.measure.runs import Variant
 from convert.measure.timing import Timing, measure
-from helpers.arrays import relative_error
-from helpers.commands import fail, run
 from lma_jax import LMA
 from lma_jax.errors import UserError
+from tests.helpers.arrays import relative_error
+from tests.helpers.commands import fail, run
 
 LMA_JAX = Variant("net_lma", "jax", "jit", "float32", 8)
 LMA_EAGER = Variant("net_lma", "torch", "eager", "float32", 8)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import convert
-from helpers import tiny
-from helpers.tiny import Trial, batch
-from helpers.torch_tiny import TorchTiny
-from helpers.torch_trial import TorchTrial, assert_same_weights, train
 from lma_jax.definition import split
+from tests.helpers import tiny
+from tests.helpers.tiny import Trial, batch
+from tests.helpers.torch_tiny import TorchTiny
+from tests.helpers.torch_trial import TorchTrial, assert_same_weights, train
 
 pytestmark = pytest.mark.usefixtures("x64")
 

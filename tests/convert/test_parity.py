@@ -6,9 +6,9 @@ import torch
 
 import convert
 from convert.parity import Verification, verify
-from helpers.pairs import golden_pair, register_resnet10
-from helpers.shapes import narrow_options
 from lma_jax.attention import ATTENTIONS
+from tests.helpers.pairs import golden_pair, register_resnet10
+from tests.helpers.shapes import narrow_options
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 33, 40, 3))
 

@@ -11,10 +11,10 @@ import lma_jax
 from convert.measure import runs, table1
 from convert.measure.paper import EXACT_MACS, TABLE1, Published
 from convert.measure.timing import Timing, speedup
-from helpers.commands import fail, run
 from lma_jax.checkpoint.format import Metadata
 from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.errors import UserError
+from tests.helpers.commands import fail, run
 
 
 def published(name: str) -> Published:

@@ -8,10 +8,10 @@ import torch
 from flax import nnx
 
 import convert
-from helpers.shapes import jax_shapes, torch_shapes
-from helpers.weights import golden_weights
 from lma_jax.layers import BatchNorm, conv
 from lma_jax.state_dict import LAYERS
+from tests.helpers.shapes import jax_shapes, torch_shapes
+from tests.helpers.weights import golden_weights
 
 
 class Tiny(nnx.Module):

@@ -11,7 +11,12 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 from tensorflow_datasets.core.utils import shard_utils
 
-from helpers.datasets import (
+from lma_jax.data import building
+from lma_jax.data.building import build, build_features
+from lma_jax.data.indexing import Index, index_archives, index_folder
+from lma_jax.data.sources import open_source
+from lma_jax.errors import UserError
+from tests.helpers.datasets import (
     ANSWERS,
     CMYK,
     DISGUISED_PNG,
@@ -22,11 +27,6 @@ from helpers.datasets import (
     write_archives,
     write_folder,
 )
-from lma_jax.data import building
-from lma_jax.data.building import build, build_features
-from lma_jax.data.indexing import Index, index_archives, index_folder
-from lma_jax.data.sources import open_source
-from lma_jax.errors import UserError
 
 SPLITS = ("train", "validation")
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.commands import ROOT
-from helpers.images import BAD_FILES, ODD_FILES, PICTURE, encode, grey, jpeg_claiming, noise, photo, png_claiming
 from lma_jax import images
 from lma_jax.data.indexing import index_folder
 from lma_jax.data.sources import open_source
 from lma_jax.errors import UserError
 from lma_jax.images import BadImageError, decode, decode_pixels, eval_image, find_images, image_files, read_image
 from lma_jax.preprocessing import Preprocessing
+from tests.helpers.commands import ROOT
+from tests.helpers.images import BAD_FILES, ODD_FILES, PICTURE, encode, grey, jpeg_claiming, noise, photo, png_claiming
 
 SMALL = Preprocessing(image_size=8, resize_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers.datasets import flowers, smooth, tar, write_archives, write_folder
 from lma_jax.data import indexing
 from lma_jax.data.indexing import index_archives, index_folder
 from lma_jax.errors import UserError
+from tests.helpers.datasets import flowers, smooth, tar, write_archives, write_folder
 
 SPLITS = ("train", "validation")
 

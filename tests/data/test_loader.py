@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.images import encode, grey, photo
 from lma_jax.data.batch import batch_spec, random_batch
 from lma_jax.data.loader import Reading, eval_batches, reading_from, to_device, train_batches
 from lma_jax.data.sources import Source
 from lma_jax.data.transforms import Augmentation
 from lma_jax.errors import UserError
 from lma_jax.preprocessing import Preprocessing
+from tests.helpers.images import encode, grey, photo
 
 SMALL = Preprocessing(image_size=8, resize_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 DIGITS = tuple("0123456789")

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 from absl import flags
 
-from helpers import commands
-from helpers.datasets import contents, flowers, write_folder
 from lma_jax.data import prepare
 from lma_jax.data.building import build
 from lma_jax.data.indexing import index_folder
 from lma_jax.errors import UserError
+from tests.helpers import commands
+from tests.helpers.datasets import contents, flowers, write_folder
 
 
 @pytest.mark.process

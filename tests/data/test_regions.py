@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from helpers.images import EXIF_ROTATED, encode, needs_region_decoder, photo
 from lma_jax.data import regions
 from lma_jax.data.regions import decode_region
 from lma_jax.images import decode
+from tests.helpers.images import EXIF_ROTATED, encode, needs_region_decoder, photo
 
 pytestmark = needs_region_decoder
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.images import encode
 from lma_jax.data.sources import open_source
 from lma_jax.errors import UserError
 from lma_jax.images import decode
+from tests.helpers.images import encode
 
 
 @pytest.fixture(scope="module")

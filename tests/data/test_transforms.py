@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.images import BAD_FILES, ODD_FILES, encode, needs_region_decoder, noise, photo
 from lma_jax.data import transforms
 from lma_jax.data.transforms import Augmentation, random_crop_box, train_image
 from lma_jax.images import BadImageError
+from tests.helpers.images import BAD_FILES, ODD_FILES, encode, needs_region_decoder, noise, photo
 
 
 def augmentation(*, image_size=16, crop_scale=(1.0, 1.0), flip=False, rand_augment=0.0) -> Augmentation:

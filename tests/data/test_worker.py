@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from helpers.commands import ROOT
+from tests.helpers.commands import ROOT
 
 WORKER = """
 import os, runpy, signal, sys, time

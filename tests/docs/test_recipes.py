@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from convert.exporter import export, export_momentum, prove
 from flax import nnx
 
 import convert
 import lma_jax
 import lma_torch
-from convert.exporter import export, export_momentum, prove
-from helpers.commands import ROOT
 from lma_jax.checkpoint.format import Checkpoint, to_arrays
 from lma_jax.definition import split
 from lma_jax.errors import UserError
+from tests.helpers.commands import ROOT
 
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 TITLES = HEADING.findall((ROOT / "docs/recipes.md").read_text())

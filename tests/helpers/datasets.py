@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from helpers.images import encode
+from tests.helpers.images import encode
 
 SYNSETS = ("n15075141", "n01440764", "n02105855", "n01443537")  # the archive's order is not that of the labels
 CMYK, DISGUISED_PNG = "n01443537_2.JPEG", "n02105855_2933.JPEG"

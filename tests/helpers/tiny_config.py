@@ -1,16 +1,11 @@
 """A config for the command line that trains a network of a second: 18 steps, evaluated and saved every 6."""
 
-import sys
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from configs import digits
-from helpers import tiny
 from lma_jax.registry import BACKBONES, Backbone, in_resnet
 from lma_jax.training.reporting import reporter
+from tests.helpers import tiny
 
 
 def get_config() -> ConfigDict:

@@ -3,7 +3,7 @@
 import torch
 
 import lma_torch
-from helpers.tiny import CLASSES
+from tests.helpers.tiny import CLASSES
 
 
 class TorchTiny(torch.nn.Module):

@@ -3,8 +3,8 @@
 import torch
 
 import convert
-from helpers.arrays import relative_error
-from helpers.tiny import PREPROCESSING, Trial, batch
+from tests.helpers.arrays import relative_error
+from tests.helpers.tiny import PREPROCESSING, Trial, batch
 
 STEPS = 5
 

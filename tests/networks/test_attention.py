@@ -13,9 +13,9 @@ import lma_jax.attention
 import lma_torch
 import lma_torch.attention
 from convert.measure import flops
-from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
-from helpers.shapes import jax_shapes, narrow_options, torch_shapes
-from helpers.weights import golden_weights, well_conditioned_weights
+from tests.helpers.arrays import normal, relative_error, to_nchw, to_nhwc
+from tests.helpers.shapes import jax_shapes, narrow_options, torch_shapes
+from tests.helpers.weights import golden_weights, well_conditioned_weights
 
 TABLE = {name: placements.resnet.module for name, placements in lma_torch.attention.ATTENTIONS.items()}
 TWINS = {name: placements.resnet.module for name, placements in lma_jax.attention.ATTENTIONS.items()}

@@ -11,8 +11,8 @@ import torch
 from flax import nnx
 
 import convert
-from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
-from helpers.weights import golden_weights
+from tests.helpers.arrays import normal, relative_error, to_nchw, to_nhwc
+from tests.helpers.weights import golden_weights
 
 FRAMEWORKS = ["torch", "jax"]
 

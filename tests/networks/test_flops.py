@@ -16,12 +16,12 @@ import lma_jax.flops
 import lma_torch.flops
 from convert import flag_values
 from convert.measure import flops
-from helpers.arrays import normal, relative_error, to_nhwc
-from helpers.commands import fail, run
-from helpers.shapes import jax_shapes, torch_shapes
 from lma_jax import LMA, cli
 from lma_jax.errors import UserError
 from lma_jax.layers import conv
+from tests.helpers.arrays import normal, relative_error, to_nhwc
+from tests.helpers.commands import fail, run
+from tests.helpers.shapes import jax_shapes, torch_shapes
 
 # 224 x 224, 1000 classes: MACs in the convention of the paper's Table 1, and of convolutions and linear layers alone,
 # which are torchvision's published figures; LMA adds K * C * (H + W) a layer to these.

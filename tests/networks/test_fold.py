@@ -8,10 +8,10 @@ from flax import nnx
 import convert
 import lma_jax
 import lma_torch
-from helpers.arrays import normal, relative_error, to_nhwc
-from helpers.shapes import jax_shapes, narrow_options, torch_shapes
-from helpers.weights import well_conditioned_weights
 from lma_jax.layers import BatchNorm
+from tests.helpers.arrays import normal, relative_error, to_nhwc
+from tests.helpers.shapes import jax_shapes, narrow_options, torch_shapes
+from tests.helpers.weights import well_conditioned_weights
 
 OPTIONS = dict(num_classes=5)
 # Every host family, and modules with normalisation of their own or between a convolution and its normalisation; with

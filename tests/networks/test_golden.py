@@ -15,9 +15,9 @@ from flax import nnx
 import convert
 import lma_jax
 import lma_torch
-from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
-from helpers.shapes import backbone_options, jax_shapes, torch_shapes
-from helpers.weights import golden_weights
+from tests.helpers.arrays import normal, relative_error, to_nchw, to_nhwc
+from tests.helpers.shapes import backbone_options, jax_shapes, torch_shapes
+from tests.helpers.weights import golden_weights
 
 TOLERANCE = 1e-9
 LABELS = np.array([1, 5])

@@ -18,16 +18,16 @@ from sklearn.datasets import load_sample_images
 import convert
 import lma_jax
 from configs import digits
-from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
-from helpers.commands import fail, run
-from helpers.shapes import jax_shapes, torch_shapes
-from helpers.weights import golden_weights
 from lma_jax import gradcam
 from lma_jax.cam import activation_map, gates, grad_cam, grad_cam_plus_plus, lma_layers, scale_and_resize
 from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.definition import split
 from lma_jax.errors import UserError
 from lma_jax.training.state import TrainState
+from tests.helpers.arrays import normal, relative_error, to_nchw, to_nhwc
+from tests.helpers.commands import fail, run
+from tests.helpers.shapes import jax_shapes, torch_shapes
+from tests.helpers.weights import golden_weights
 
 GOLDEN = {"resnet18_lma": "resnet18", "mobilenetv2_lma": "mobilenet_v2"}
 LAST_BLOCK = {"resnet18_lma": "layer4.1", "mobilenetv2_lma": "features.18"}

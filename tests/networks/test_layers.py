@@ -9,9 +9,9 @@ import torch
 from flax import nnx
 
 import convert
-from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
 from lma_jax import layers as jax_layers
 from lma_torch import layers as torch_layers
+from tests.helpers.arrays import normal, relative_error, to_nchw, to_nhwc
 
 FULL = [dict(kernel_size=k, **more) for k in (1, 3, 7) for more in (dict(), dict(stride=2), dict(groups=4))]
 DEPTHWISE = [dict(kernel_size=k, out_channels=4, groups=4, stride=s) for k in (1, 3) for s in (1, 2)]

@@ -11,8 +11,8 @@ from jax.test_util import check_grads
 import convert
 import lma_jax
 import lma_torch
-from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
-from helpers.weights import golden_weights
+from tests.helpers.arrays import normal, relative_error, to_nchw, to_nhwc
+from tests.helpers.weights import golden_weights
 
 pytestmark = pytest.mark.usefixtures("compile_each_layer_once")
 

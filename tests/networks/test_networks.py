@@ -13,9 +13,9 @@ import convert
 import lma_jax
 import lma_jax.layers
 import lma_torch
-from helpers.arrays import normal, relative_error, to_nchw, to_nhwc
-from helpers.shapes import jax_shapes, torch_shapes
-from helpers.weights import golden_weights
+from tests.helpers.arrays import normal, relative_error, to_nchw, to_nhwc
+from tests.helpers.shapes import jax_shapes, torch_shapes
+from tests.helpers.weights import golden_weights
 
 FRAMEWORKS = ["jax", "torch"]
 PACKAGES = [lma_jax, lma_torch]

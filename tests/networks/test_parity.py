@@ -13,10 +13,10 @@ from jax.extend.core import jaxpr_as_fun
 
 import convert
 import lma_jax
-from helpers.arrays import normal, relative_error, to_nhwc
-from helpers.shapes import jax_shapes, narrow_options, torch_shapes
-from helpers.weights import well_conditioned_weights
 from lma_jax.definition import split
+from tests.helpers.arrays import normal, relative_error, to_nhwc
+from tests.helpers.shapes import jax_shapes, narrow_options, torch_shapes
+from tests.helpers.weights import well_conditioned_weights
 
 CLASSES = 11
 # Neither square nor of one parity; the last map is 2 x 2, so that BatchNorm sees 8 values a channel there.

@@ -7,11 +7,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from helpers.commands import ROOT
 from lma_jax.errors import UserError
 from lma_jax.preprocessing import IMAGENET, preprocessing_from
 from lma_jax.training.config import KEYS, differences, validate
 from lma_jax.training.trainer import Trainer
+from tests.helpers.commands import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*_lma*.py"))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import TINIEST, Command, run, start
-from helpers.runs import assert_same_bits, deterministic
 from lma_jax.training.reporting.metrics import read_metrics
+from tests.helpers.commands import TINIEST, Command, run, start
+from tests.helpers.runs import assert_same_bits, deterministic
 
 
 def start_pair(workdir: Path) -> list[Command]:

@@ -13,14 +13,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import digits
-from helpers import tiny
-from helpers.runs import assert_same_bits, deterministic
 from lma_jax.checkpoint.format import load_checkpoint
 from lma_jax.errors import InterruptedRun, UserError
 from lma_jax.training import trainer
 from lma_jax.training.reporting.metrics import read_metrics
 from lma_jax.training.reporting.reporter import Reporter
 from lma_jax.training.trainer import Trainer
+from tests.helpers import tiny
+from tests.helpers.runs import assert_same_bits, deterministic
 
 
 @pytest.fixture(autouse=True)

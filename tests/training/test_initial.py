@@ -9,12 +9,6 @@ from flax import nnx
 
 import convert
 import lma_torch
-from helpers import tiny
-from helpers.arrays import normal, to_nhwc
-from helpers.pairs import register_resnet10
-from helpers.shapes import jax_shapes, narrow_options, torch_shapes
-from helpers.tiny import Trial
-from helpers.weights import golden_weights
 from lma_jax.checkpoint.format import Metadata
 from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.errors import UserError
@@ -23,6 +17,12 @@ from lma_jax.training.graft import graft_lma
 from lma_jax.training.initial import load_initial
 from lma_jax.training.state import TrainState
 from lma_jax.weight_files import write_weights
+from tests.helpers import tiny
+from tests.helpers.arrays import normal, to_nhwc
+from tests.helpers.pairs import register_resnet10
+from tests.helpers.shapes import jax_shapes, narrow_options, torch_shapes
+from tests.helpers.tiny import Trial
+from tests.helpers.weights import golden_weights
 
 
 def filled(name: str, *, seed: int = 0) -> nnx.Module:

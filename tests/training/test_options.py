@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import lma_torch
-from helpers import tiny
-from helpers.pairs import register_resnet10
-from helpers.tiny import CLASSES, PREPROCESSING, Trial, assert_close, batch
-from helpers.torch_tiny import TorchTiny
-from helpers.torch_trial import STEPS, TorchTrial, assert_same_weights, train
 from lma_jax.preprocessing import normalize
 from lma_jax.training.objective import Objective, cutmix, mixup
 from lma_jax.training.schedule import EpochClock, learning_rate_schedule
 from lma_jax.training.state import optimizer_from
+from tests.helpers import tiny
+from tests.helpers.pairs import register_resnet10
+from tests.helpers.tiny import CLASSES, PREPROCESSING, Trial, assert_close, batch
+from tests.helpers.torch_tiny import TorchTiny
+from tests.helpers.torch_trial import STEPS, TorchTrial, assert_same_weights, train
 
 pytestmark = pytest.mark.usefixtures("x64")
 

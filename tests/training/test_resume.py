@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.commands import TINIEST, Command, run, start
-from helpers.runs import STEPS, assert_same_bits, deterministic, final_state
 from lma_jax.training.reporting.metrics import read_metrics
+from tests.helpers.commands import TINIEST, Command, run, start
+from tests.helpers.runs import STEPS, assert_same_bits, deterministic, final_state
 
 pytestmark = pytest.mark.process
 

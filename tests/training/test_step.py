@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import tiny
-from helpers.pairs import register_resnet10
-from helpers.tiny import Trial, assert_close, batch
 from lma_jax.training.step import is_product, metric_sums
+from tests.helpers import tiny
+from tests.helpers.pairs import register_resnet10
+from tests.helpers.tiny import Trial, assert_close, batch
 
 
 @pytest.fixture(autouse=True)
