@@ -24,7 +24,8 @@ def expanded(pattern: str) -> list[Path]:
 
 def rooms() -> tuple[dict[Path, str], dict[str, set[str]]]:
     """The room of every module, a later row overriding an earlier one, and the rooms that each room may import."""
-    owner, allowed = {}, {}
+    owner: dict[Path, str] = {}
+    allowed: dict[str, set[str]] = {}
     for room, files, imports in ROW.findall((ROOT / "docs/architecture.md").read_text()):
         allowed[room] = {room, *re.findall(r"\w+", imports)}
         modules = list(itertools.chain.from_iterable(map(expanded, re.findall("`(.+?)`", files))))

@@ -6,7 +6,7 @@ before it, in MobileNetV2 the convolution after it. Factors of 4 are exact in bi
 
 import itertools
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -32,6 +32,7 @@ def graft_lma(plain: nnx.Module, network: Model) -> Model:
         ValueError: the two are not of one backbone.
     """
     _copy_variables(plain, network)
+    module: Any
     for _, module in list(nnx.iter_modules(network)):
         if isinstance(module, LMA):
             for conv in (module.conv_h, module.conv_w):

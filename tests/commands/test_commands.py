@@ -21,7 +21,9 @@ pytestmark = pytest.mark.process
 
 # A narrow network keeps the commands short; the last test takes the whole road with ResNet-18.
 TINY10 = ("--config=configs/digits.py", "--config.model=resnet10_lma", *SHORT)
-run, fail, result = (partial(f, setup=know_resnet10) for f in (commands.run, commands.fail, commands.result))
+run = partial(commands.run, setup=know_resnet10)
+fail = partial(commands.fail, setup=know_resnet10)
+result = partial(commands.result, setup=know_resnet10)
 
 
 @pytest.fixture(scope="module")

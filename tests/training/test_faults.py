@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,14 +29,14 @@ def small_networks(monkeypatch):
     tiny.register(monkeypatch)
 
 
-EVERYTHING = dict(ema_decay=0.9, mixup=0.2, optimizer="lamb", accumulate=2)
+EVERYTHING: dict[str, Any] = dict(ema_decay=0.9, mixup=0.2, optimizer="lamb", accumulate=2)
 
 
 def recipe(**values) -> ConfigDict:
     """18 steps of a tiny network on 8 x 8 digits over four devices, evaluated and saved after steps 6, 12 and 18."""
     config = digits.get_config()
-    small = dict(model="tiny_lma", image_size=8, resize_size=8, batch_size=8, eval_batch_size=60)
-    short = dict(epochs=0.1, eval_every=0.0334, decay_epochs=(0.05,), log_every=1)
+    small: dict[str, Any] = dict(model="tiny_lma", image_size=8, resize_size=8, batch_size=8, eval_batch_size=60)
+    short: dict[str, Any] = dict(epochs=0.1, eval_every=0.0334, decay_epochs=(0.05,), log_every=1)
     config.update({**small, **short, **values})
     return config
 
@@ -170,7 +171,8 @@ def test_a_run_on_an_image_folder_skips_and_counts_bad_files(tmp_path, capsys):
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (9, 9), 20 * number % 256).save(file)
         (tmp_path / split / "class0/0.png").write_bytes(b"broken")
-    options = dict(dataset="folder", data_dir=str(tmp_path), val_split="validation", epochs=2.0, eval_every=1.0)
+    options: dict[str, Any] = dict(dataset="folder", data_dir=str(tmp_path), val_split="validation")
+    options |= dict(epochs=2.0, eval_every=1.0)
     with pytest.raises(UserError, match=r"class0/0.png\) cannot be decoded"):
         fit(tmp_path / "run", **options)
     fit(tmp_path / "run", **options, on_bad_image="skip")
@@ -181,7 +183,8 @@ def test_a_run_on_an_image_folder_skips_and_counts_bad_files(tmp_path, capsys):
 
 
 def test_weights_and_biases_receives_the_metrics(tmp_path, monkeypatch):
-    logged, inits = [], []
+    logged: list[Any] = []
+    inits: list[Any] = []
 
     def init(**options):
         inits.append(options)

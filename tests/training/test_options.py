@@ -75,8 +75,8 @@ def test_mixed_targets_train_as_pytorchs_probabilities(options):
     for step in range(STEPS):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), 0)
         data = batch(step)
-        images = normalize(data["image"], PREPROCESSING)
-        images, targets = run.objective.mix(jax.random.split(key)[0], images, data["label"])
+        images = normalize(jnp.asarray(data["image"]), PREPROCESSING)
+        images, targets = run.objective.mix(jax.random.split(key)[0], images, jnp.asarray(data["label"]))
         assert np.allclose(np.asarray(targets).sum(1), 1)
         reference.optimizer.zero_grad()
         logits = reference.model(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2))
@@ -167,7 +167,7 @@ def test_clipping_is_pytorchs():
 
 def exactly_clipped(model: torch.nn.Module, norm: float) -> None:
     """torch.nn.utils.clip_grad_norm_ without the 1e-6 that it adds to the norm."""
-    total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     assert total > norm
     torch.nn.utils.clip_grads_with_norm_(model.parameters(), norm * float((total + 1e-6) / total), total)
 
@@ -175,7 +175,7 @@ def exactly_clipped(model: torch.nn.Module, norm: float) -> None:
 def test_weight_decay_can_leave_norm_and_bias_out():
     run = trial(decay_norm_and_bias=False, weight_decay=0.1)
     reference = TorchTrial(run, TorchTiny())
-    groups = {True: [], False: []}
+    groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
     for parameter in reference.model.parameters():
         groups[parameter.ndim > 1].append(parameter)
     reference.optimizer = torch.optim.SGD(
