@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from flax import nnx
@@ -10,8 +9,8 @@ from flax import nnx
 import convert
 import lma_jax.registry
 import lma_torch.registry
-from helpers.shapes import jax_shapes, torch_shapes
-from helpers.weights import golden_weights
+from tests.helpers.shapes import jax_shapes, torch_shapes
+from tests.helpers.weights import golden_weights
 
 
 def register_resnet10(patch: pytest.MonkeyPatch) -> None:
@@ -40,8 +39,3 @@ def golden_pair(name: str, **options) -> tuple[nnx.Module, torch.nn.Module]:
 
 def as_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def arrays_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The state_dict of a network as NumPy arrays."""
-    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
