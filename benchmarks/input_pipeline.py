@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from measurements import input_pipeline, options
-from measurements.input_pipeline import BATCH_SIZE, GPU_RATES, GPUS
+from measurements.input_pipeline import GPU_RATES, GPUS
 
 
 def print_pixels_and_costs(figures: dict[str, Any]) -> None:
@@ -35,14 +35,14 @@ def print_scaling(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = options.parser(__doc__)
-    parser.add_argument("--images", type=options.count, default=192, help=f"{BATCH_SIZE} or more (default: 192)")
+    parser, fewest = options.parser(__doc__), input_pipeline.BATCH_SIZE
+    parser.add_argument("--images", type=options.count, default=192, help=f"{fewest} or more (default: 192)")
     parser.add_argument("--folder", type=Path, help="JPEGs to use instead of drawn ones")
     chosen = parser.parse_args()
     draw, read = input_pipeline.draw_jpegs, input_pipeline.read_jpegs
     files = read(chosen.folder, chosen.images) if chosen.folder else draw(chosen.images)
-    if len(files) < BATCH_SIZE:
-        parser.error(f"a batch of the loader takes {BATCH_SIZE} JPEGs, got {len(files)}")
+    if len(files) < fewest:
+        parser.error(f"a batch of the loader takes {fewest} JPEGs, got {len(files)}")
     size, fast = float(np.mean([len(file) for file in files]) / 1e3), input_pipeline.decodes_crops(files[0])
     print(f"{len(files)} files of {size:.0f} KB; nvImageCodec is {'' if fast else 'not '}installed")
     figures: dict[str, Any] = {"files": len(files), "KB": size, "nvImageCodec": fast}
