@@ -1,0 +1,143 @@
+"""Exports: every format carries the metadata, and nothing is written that was not verified.
+
+The programs themselves are run by tests/docs/test_recipes.py.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from safetensors import safe_open
+
+import convert
+import convert.export.program
+import convert.parity
+import lma_jax
+import lma_torch
+from convert.export import FORMATS, export, format_of
+from convert.export.momentum import export_momentum
+from convert.export.verified import VerifiedPair, verified_pair
+from lma_jax.checkpoint.format import Checkpoint, Metadata, to_arrays
+from lma_jax.definition import split
+from lma_jax.errors import UserError
+from lma_jax.weight_files import read_weights
+from tests.helpers.pairs import register_resnet10
+
+CLASS_NAMES = ("cat", "dog", "cow")
+PREPROCESSING = dict(image_size=17, resize_size=20, mean=[0.5] * 3, std=[0.2] * 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_network():
+    with pytest.MonkeyPatch.context() as patch:
+        register_resnet10(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_network) -> Checkpoint:
+    model = nnx.jit(lambda: lma_jax.create_model("resnet10_lma", num_classes=3, rngs=nnx.Rngs(0)))()
+    _, params, batch_stats = split(model)
+    tree = {"params": params, "batch_stats": batch_stats, "opt_state": [{"trace": params}]}
+    metadata = Metadata("resnet10_lma", 3, CLASS_NAMES, config=PREPROCESSING, metrics={"val_top1": 90.0})
+    return Checkpoint(7, to_arrays(tree), metadata)
+
+
+@pytest.fixture(scope="module")
+def pair(checkpoint) -> VerifiedPair:
+    return verified_pair(checkpoint, source="runs/r10")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_an_export_of_weights_loads_in_pytorch_and_describes_itself(pair, suffix, tmp_path):
+    path = tmp_path / f"network{suffix}"
+    assert export(pair, path) == f"resnet10_lma written to {path}; 41 layers compute the same in both frameworks"
+    if suffix == ".pth":
+        state_dict = torch.load(path, weights_only=True)
+        metadata = state_dict.metadata
+    else:
+        with safe_open(path, "pt") as file:
+            state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+    lma_torch.create_model("resnet10_lma", num_classes=3).load_state_dict(state_dict, strict=True)
+    expected = convert.to_torch(pair.jax_model)
+    assert all(torch.equal(state_dict[key], expected[key]) for key in expected)
+    assert list(metadata["class_names"]) == list(CLASS_NAMES)
+    described = dict(model="resnet10_lma", num_classes=3, metrics={"val_top1": 90.0}, checkpoint="runs/r10", step=7)
+    assert metadata.items() >= {**described, "preprocessing": PREPROCESSING}.items()
+    assert metadata["verified"]["float64"]["passed"] == metadata["verified"]["float64"]["layers"] == 41
+    assert "layer1.0.attention.conv_h" in metadata["verified"]["not_compared"]
+    assert metadata == read_weights(path)[1]
+
+
+def test_every_format_belongs_to_one_command():
+    for suffix, row in FORMATS.items():
+        assert format_of(Path(f"network{suffix}"), framework=row.framework) is row
+        other = {"torch": "jax", "jax": "torch"}[row.framework]
+        with pytest.raises(UserError, match=rf"network{suffix} must end in \."):
+            format_of(Path(f"network{suffix}"), framework=other)
+    with pytest.raises(UserError, match=r"must end in .safetensors or .pth or .pt2 or .onnx or .stablehlo"):
+        format_of(Path("network.bin"))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_are_not_folded(pair, suffix, tmp_path):
+    with pytest.raises(UserError, match="folded in programs alone"):
+        export(pair, tmp_path / f"network{suffix}", fold=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_networks_that_differ_are_not_exported(checkpoint, monkeypatch):
+    def damaged(model: nnx.Module) -> dict[str, torch.Tensor]:
+        state_dict = convert.to_torch(model)
+        state_dict["layer2.0.bn1.bias"][0] += 0.1
+        return state_dict
+
+    monkeypatch.setattr("convert.pair.to_torch", damaged)
+    with pytest.raises(ArithmeticError, match=r"float64 .*the first that failed is layer2.0.bn1"):
+        verified_pair(checkpoint, source="runs/r10")
+
+
+def test_a_program_that_differs_is_not_exported(pair):
+    with torch.no_grad():
+        logits = pair.torch_model.eval()(convert.export.program.nchw(pair.images[:1].astype(np.float32))).numpy()
+    metadata = convert.export.program.checked_metadata(pair, lambda images: logits, fold=True)
+    assert metadata["batch_norm_folded"] is True
+    assert metadata["program"] == {"relative": 0.0, "tolerance": 1e-5}
+    for wrong in (logits + np.abs(logits).max() * 2e-5, logits * np.nan):
+        with pytest.raises(ArithmeticError, match="1e-05 are allowed"):
+            convert.export.program.checked_metadata(pair, lambda images, wrong=wrong: wrong, fold=False)
+
+
+def test_onnx_says_which_package_is_missing(pair, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="ONNX needs onnxruntime: pip install"):
+        export(pair, tmp_path / "network.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_momentum_is_refused_where_it_is_not_that_of_the_exported_weights(checkpoint, tmp_path):
+    arrays = checkpoint.arrays
+    average = {f"ema/{path}": array for path, array in arrays.items() if path.startswith(("params/", "batch_stats/"))}
+    with pytest.raises(UserError, match="momentum belongs to the weights"):
+        export_momentum(replace(checkpoint, arrays={**arrays, **average}), tmp_path / "momentum.pth")
+    none = {path: array for path, array in arrays.items() if not path.startswith("opt_state/")}
+    with pytest.raises(UserError, match="checkpoint 7 holds no momentum of SGD"):
+        export_momentum(replace(checkpoint, arrays=none), tmp_path / "momentum.pth")
+    with pytest.raises(UserError, match=r"must end in .safetensors or .pth"):
+        export_momentum(checkpoint, tmp_path / "momentum.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_momentum_is_that_of_the_checkpoint(checkpoint, pair, tmp_path):
+    assert "momentum of step 7 written" in export_momentum(checkpoint, tmp_path / "momentum.safetensors")
+    momentum, metadata = read_weights(tmp_path / "momentum.safetensors")
+    assert metadata == {"model": "resnet10_lma", "num_classes": 3, "step": 7}
+    parameters = dict(pair.torch_model.named_parameters())
+    assert momentum.keys() == parameters.keys()
+    assert all(np.array_equal(momentum[name], weight.detach()) for name, weight in parameters.items())
