@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import torch
 from flax import nnx
 
@@ -12,7 +14,7 @@ from convert.weights import to_torch
 from lma_jax.checkpoint.format import Checkpoint
 from lma_jax.checkpoint.restore import restore_model
 from lma_jax.errors import UserError
-from lma_jax.preprocessing import IMAGENET, Preprocessing
+from lma_jax.preprocessing import IMAGENET, Preprocessing, normalize
 from lma_jax.weight_files import read_weights, to_tensor
 
 
@@ -64,6 +66,26 @@ def exported_pair(checkpoint: Checkpoint, weights: Path) -> Pair:
     except RuntimeError as error:
         raise UserError(f"{weights} does not fit the checkpoint, a {metadata.model}: {error}") from error
     return Pair(restore_model(checkpoint), torch_model, metadata.preprocessing)
+
+
+def images_for(preprocessing: Preprocessing, *, count: int, folder: str | None = None) -> np.ndarray:
+    """Images to verify a pair on, normalised: (N, H, W, 3).
+
+    Args:
+        preprocessing: that of the network.
+        count: number of random images.
+        folder: folder of images to use instead, as evaluation sees them.
+
+    Raises:
+        UserError: the folder holds no images, or one of them cannot be read.
+    """
+    if folder is None:
+        size = preprocessing.image_size
+        return np.random.default_rng(0).normal(size=(count, size, size, 3))
+    from lma_jax.images import image_files, read_image
+
+    pixels = [read_image(path, preprocessing) for path in image_files(folder)]
+    return np.asarray(normalize(jnp.stack(pixels), preprocessing))
 
 
 def _torch_model(name: str, num_classes: int, state_dict: dict[str, torch.Tensor]) -> torch.nn.Module:

@@ -31,28 +31,17 @@ def main() -> None:
     random = bool(options.model)
     if random == bool(options.checkpoint) or random == bool(options.weights):
         raise UserError("give either --model, or --checkpoint and --weights")
-
-    import jax.numpy as jnp
-    import numpy as np
-
-    from convert.pair import exported_pair, random_pair
+    from convert.pair import exported_pair, images_for, random_pair
     from convert.parity import verify
     from lma_jax.checkpoint.format import load_checkpoint
-    from lma_jax.preprocessing import normalize
 
     if random:
         pair = random_pair(options.model)
     else:
         pair = exported_pair(load_checkpoint(options.checkpoint, options.step), Path(options.weights))
-    size = pair.preprocessing.image_size
-    images = np.random.default_rng(0).normal(size=(options.images, size, size, 3))
-    if options.image_folder is not None:
-        from lma_jax.images import image_files, read_image
-
-        pixels = [read_image(path, pair.preprocessing) for path in image_files(options.image_folder)]
-        images = np.asarray(normalize(jnp.stack(pixels), pair.preprocessing))
+    images = images_for(pair.preprocessing, count=options.images, folder=options.image_folder)
     verification = verify(pair.jax_model, pair.torch_model, images)
-    print(f"JAX against PyTorch on {len(images)} images, {size} x {size}")
+    print(f"JAX against PyTorch on {len(images)} images, {images.shape[1]} x {images.shape[2]}")
     print("\n".join(verification.report(by_layer=options.by_layer)))
     if options.json:
         rows = [{**asdict(row), "passed": row.passed} for row in verification.differences]

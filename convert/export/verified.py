@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from convert.pair import restored_pair
+from convert.pair import images_for, restored_pair
 from convert.parity import verify
 from lma_jax.checkpoint.format import Checkpoint
 
@@ -42,8 +42,7 @@ def verified_pair(checkpoint: Checkpoint, *, source: str) -> VerifiedPair:
     """
     described = checkpoint.metadata
     pair = restored_pair(checkpoint)
-    size = pair.preprocessing.image_size
-    images = np.random.default_rng(0).normal(size=(2, size, size, 3))
+    images = images_for(pair.preprocessing, count=2)
     verification = verify(pair.jax_model, pair.torch_model, images)
     if not verification.passed:
         raise ArithmeticError("\n".join(verification.report(by_layer=True)))

@@ -68,7 +68,7 @@ def test_training_building_and_commands_see_the_same_images(tmp_path):
     assert source.class_names == index.class_names == ("cat", "dog")
 
 
-@pytest.mark.parametrize("command", ["lma_jax/gradcam.py", "convert/verify.py"])
+@pytest.mark.parametrize("command", ["lma_jax/gradcam.py", "convert/pair.py"])
 def test_commands_find_images_by_image_files_alone(command):
     nodes = [*ast.walk(ast.parse((ROOT / command).read_text()))]
     called = {getattr(node.func, "id", getattr(node.func, "attr", "")) for node in nodes if isinstance(node, ast.Call)}
