@@ -150,11 +150,11 @@ def test_the_command_imports_and_refuses(tmp_path):
     _, torch_model = golden_pair("resnet10_lma", num_classes=4)
     timm = {key.replace(".attention.", ".se."): value for key, value in torch_model.state_dict().items()}
     torch.save({"state_dict": timm}, tmp_path / "timm.pth")
-    weights, options = f"--weights={tmp_path}/timm.pth", dict(setup=know_resnet10)
-    output = run("convert.to_jax", weights, f"--output={tmp_path}/run", **options)
+    weights = f"--weights={tmp_path}/timm.pth"
+    output = run("convert.to_jax", weights, f"--output={tmp_path}/run", setup=know_resnet10)
     assert "resnet10_lma with 4 classes" in output
-    assert "exists already" in fail("convert.to_jax", weights, f"--output={tmp_path}/run", **options)
-    line = fail("convert.to_jax", weights, "--model=resnet50", f"--output={tmp_path}/other", **options)
+    assert "exists already" in fail("convert.to_jax", weights, f"--output={tmp_path}/run", setup=know_resnet10)
+    line = fail("convert.to_jax", weights, "--model=resnet50", f"--output={tmp_path}/other", setup=know_resnet10)
     assert "the weights are not those of resnet50" in line
     line = fail("convert.to_jax", weights, "--model=resnet8", f"--output={tmp_path}/other")
     assert "did you mean 'resnet18'" in line

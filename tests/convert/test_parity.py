@@ -25,7 +25,8 @@ def pair(name):
 
 @pytest.fixture(scope="module")
 def verification(pair) -> Verification:
-    return verify(*pair, IMAGES)
+    jax_model, torch_model = pair
+    return verify(jax_model, torch_model, IMAGES)
 
 
 def weighted_layers(model: torch.nn.Module) -> set[str]:

@@ -1,6 +1,7 @@
 """Networks are recognised by names and shapes, in the names of torchvision, the paper's authors and timm."""
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -63,4 +64,5 @@ def test_safetensors_of_other_programs_need_no_metadata_of_ours(tmp_path):
     state_dict, metadata = read_weights(tmp_path / "hub.safetensors")
     assert metadata == {}
     assert recognise(state_dict) == ("resnet18", 1000)
-    assert jax_shapes("resnet18").fc.kernel.shape == state_dict["fc.weight"].shape[::-1]
+    model: Any = jax_shapes("resnet18")
+    assert model.fc.kernel.shape == state_dict["fc.weight"].shape[::-1]

@@ -1,5 +1,7 @@
 """The table of names and axes, and its two directions in NumPy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -25,7 +27,7 @@ class Scale(nnx.Module):
 
 
 def test_a_variable_that_the_table_lacks_is_named():
-    model = Scale()
+    model: Any = Scale()
     model.temperature = nnx.Param(jnp.ones(1))
     for attempt in (lambda: to_state_dict(model), lambda: from_state_dict(model, {})):
         with pytest.raises(ValueError, match="covers temperature"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_fps_are_relative_to_the_plain_backbone_in_turns_with_it(monkeypatch):
 
     monkeypatch.setattr(runs, "build", build)
     rows = [row_of("resnet18_se"), row_of("resnet50"), row_of("resnet18_lma")]
-    options = dict(dtype="float32", batch_size=2, image_size=8, device="cpu", rounds=3)
+    options: dict[str, Any] = dict(dtype="float32", batch_size=2, image_size=8, device="cpu", rounds=3)
     table1.fill_fps(rows, ("jax", "torch"), **options)
     assert [variant.model for variant in built if variant.framework == "jax"] == [
         *("resnet18", "resnet18_se", "resnet18_lma", "resnet50"),
@@ -107,6 +108,7 @@ def test_accuracy_comes_from_checkpoints(tmp_path):
         table1.fill_accuracy(rows, [evaluated_run(tmp_path / "new", metrics={})])
 
 
+@pytest.mark.process
 def test_the_command_prints_and_writes_the_table(tmp_path):
     files = {name: tmp_path / f"table.{name}" for name in ("markdown", "csv", "json")}
     options = [f"--{name}={path}" for name, path in files.items()]
@@ -122,5 +124,6 @@ def test_the_command_prints_and_writes_the_table(tmp_path):
         assert picture.height > 500
 
 
+@pytest.mark.process
 def test_mistakes_are_told():
     assert "--rows has no 'resnet18_lna', did you mean 'resnet18_lma'" in fail("convert.table1", "--rows=resnet18_lna")

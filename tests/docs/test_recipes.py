@@ -45,10 +45,7 @@ def exported(tmp_path_factory):
         _, params, batch_stats = split(jax_model)
         tree = {"params": params, "batch_stats": batch_stats, "opt_state": [{"trace": params}]}
         preprocessing = dict(image_size=33, resize_size=40, mean=[0.5] * 3, std=[0.2] * 3)
-        described = dict(
-            model="resnet10_lma", num_classes=5, class_names=["a", "b", "c", "d", "e"], metrics={"val_top1": 90.0}
-        )
-        metadata = Metadata(**{**described, "class_names": tuple("abcde"), "config": preprocessing})
+        metadata = Metadata("resnet10_lma", 5, tuple("abcde"), config=preprocessing, metrics={"val_top1": 90.0})
         checkpoint = Checkpoint(7, to_arrays(tree), metadata)
         pair = verified_pair(checkpoint, source="runs/r10")
         for suffix in ("pth", "pt2", "onnx", "stablehlo"):
@@ -56,8 +53,8 @@ def exported(tmp_path_factory):
         export_momentum(checkpoint, folder / "momentum.pth")
         model = lma_torch.create_model("resnet10_lma", num_classes=5).eval()
         model.load_state_dict(convert.to_torch(jax_model))
-        described["preprocessing"] = preprocessing
-        yield described, model(torch.zeros(3, 3, 33, 33)).numpy(), model
+        described = dict(model="resnet10_lma", num_classes=5, class_names=[*"abcde"], metrics={"val_top1": 90.0})
+        yield described | {"preprocessing": preprocessing}, model(torch.zeros(3, 3, 33, 33)).numpy(), model
 
 
 @pytest.mark.parametrize("title", ["An exported program in PyTorch", "ONNX", "A serialised JAX function"])
