@@ -1,6 +1,9 @@
 """What the backbones share: their two parts, convolution and initialisation; and layers as PyTorch has them."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -117,9 +120,22 @@ def uniform(fan_in: int) -> Any:
     bound = 1 / math.sqrt(fan_in)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        return jax.random.uniform(key, shape, dtype, -bound, bound) if _draws.get() else jnp.zeros(shape, dtype)
 
     return init
+
+
+_draws = ContextVar("_draws", default=True)
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Layers that are built in this context start from zeros: a backbone calls `init_weights` on them."""
+    token = _draws.set(False)
+    try:
+        yield
+    finally:
+        _draws.reset(token)
 
 
 class Sequential(nnx.List):

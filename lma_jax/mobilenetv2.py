@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lma_jax.attention import Attention, Placement
-from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, ReLU6, Sequential, conv, init_weights, linear
+from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, ReLU6, Sequential, conv, init_weights, linear, undrawn
 
 # expansion ratio t, channels c, number of blocks n, stride of the first s
 ROWS = (
@@ -85,6 +85,7 @@ class MobileNetV2(Network):
         rngs: the stream `params` initialises the weights.
     """
 
+    @undrawn()
     def __init__(
         self,
         *,

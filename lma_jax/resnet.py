@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lma_jax.attention import Attention, Placement
-from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, Sequential, conv, init_weights, linear
+from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, Sequential, conv, init_weights, linear, undrawn
 
 
 class Block(nnx.Module):
@@ -115,6 +115,7 @@ class ResNet(Network):
         rngs: the stream `params` initialises the weights.
     """
 
+    @undrawn()
     def __init__(
         self,
         block: type[BasicBlock] | type[Bottleneck],
