@@ -1,5 +1,7 @@
 """The attention modules of Table 1: counts, places in the hosts, equality of the frameworks, modules of one's own."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +19,12 @@ from tests.helpers.arrays import normal, relative_error, to_nchw, to_nhwc
 from tests.helpers.shapes import jax_shapes, narrow_options, torch_shapes
 from tests.helpers.weights import golden_weights, well_conditioned_weights
 
-TABLE = {name: placements.resnet.module for name, placements in lma_torch.attention.ATTENTIONS.items()}
-TWINS = {name: placements.resnet.module for name, placements in lma_jax.attention.ATTENTIONS.items()}
+TABLE: dict[str, Any] = {
+    name: vars(placements.resnet)["module"] for name, placements in lma_torch.attention.ATTENTIONS.items()
+}
+TWINS: dict[str, Any] = {
+    name: vars(placements.resnet)["module"] for name, placements in lma_jax.attention.ATTENTIONS.items()
+}
 PAIRS = [name for name in lma_jax.list_models("*_*") if not name.endswith("_lma")]
 
 # Parameters with 1000 classes.
@@ -50,13 +56,14 @@ def test_parameters_are_exact(name, expected):
 @pytest.mark.parametrize(("name", "expected"), MACS.items())
 def test_macs_in_the_convention_of_table_1_are_exact(name, expected):
     count = flops.count(f"resnet50_{name}", torch_model=torch_shapes(f"resnet50_{name}"))
+    assert count.table is not None
     assert count.table1 == sum(count.table.values()) == count.published == expected
     assert count.problems == []
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_both_frameworks_count_the_same_in_every_layer(name):
-    pair = dict(jax_model=jax_shapes(f"resnet18_{name}"), torch_model=torch_shapes(f"resnet18_{name}"))
+    pair: dict[str, Any] = dict(jax_model=jax_shapes(f"resnet18_{name}"), torch_model=torch_shapes(f"resnet18_{name}"))
     count = flops.count(name, (70, 50), **pair)
     assert count.jax == count.torch
     assert count.problems == []
@@ -66,9 +73,9 @@ def in_pytorch(module, x, grad_output):
     """Output, gradients and the state afterwards."""
     x = torch.from_numpy(x).requires_grad_()
     output = module(x)
-    names, parameters = zip(*module.named_parameters()) if list(module.parameters()) else ((), ())
-    grad_x, *gradients = torch.autograd.grad(output, [x, *parameters], torch.from_numpy(grad_output))
-    return output.detach().numpy(), grad_x.numpy(), dict(zip(names, gradients)), module.state_dict()
+    parameters = dict(module.named_parameters())
+    gradients = torch.autograd.grad(output, [x, *parameters.values()], torch.from_numpy(grad_output))
+    return output.detach().numpy(), gradients[0].numpy(), dict(zip(parameters, gradients[1:])), module.state_dict()
 
 
 def in_jax(module, x, grad_output):
@@ -172,8 +179,9 @@ def test_every_module_sits_where_its_paper_has_it():
 
 @pytest.mark.parametrize("name", ["resnet18_simam", "resnet50_simam"])
 def test_simam_sits_between_the_last_3x3_convolution_and_its_normalisation(name):
-    seen = []
-    block = lma_torch.create_model(name).layer1[0]
+    seen: list[torch.Tensor] = []
+    model: Any = lma_torch.create_model(name)
+    block = model.layer1[0]
     block.conv2.register_forward_hook(lambda _, __, output: seen.append(output))
     block.attention.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0], output]))
     block.bn2.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
@@ -262,10 +270,9 @@ def test_a_module_of_ones_own_works_with_the_hosts_the_converter_and_the_counter
                 package.register_attention(taken, module)
 
 
-def test_a_constructor_can_be_passed_to_a_host_as_it_is():
-    options = dict(block=lma_torch.BasicBlock, depths=(1, 1, 1, 1), num_classes=3)
-    model = lma_torch.ResNet(attention=Scale, **options)
+def test_a_constructor_can_be_passed_to_a_backbone_as_it_is():
+    model: Any = lma_torch.ResNet(lma_torch.BasicBlock, (1, 1, 1, 1), num_classes=3, attention=Scale)
     assert isinstance(model.layer4[0].attention, Scale)
-    options = dict(block=lma_jax.BasicBlock, depths=(1, 1, 1, 1), num_classes=3)
-    model = nnx.eval_shape(lambda: lma_jax.ResNet(attention=JaxScale, rngs=nnx.Rngs(0), **options))
+    options: dict[str, Any] = dict(num_classes=3, attention=JaxScale, rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: lma_jax.ResNet(lma_jax.BasicBlock, (1, 1, 1, 1), **options))
     assert isinstance(model.layer4[0].attention, JaxScale)

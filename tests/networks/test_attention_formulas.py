@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +200,7 @@ def sge(x, w, training):
 def mca(x, w, training):
     t = round(abs((math.log2(x.shape[1]) - 1) / 1.5))  # LMA's kernel size
     kernel_sizes = {"c": max(1, t if t % 2 == 1 else t - 1), "h": 3, "w": 3}
-    gates = 0
+    gates: Any = 0
     for axis, name in [(1, "c"), (2, "h"), (3, "w")]:
         others = tuple(a for a in (1, 2, 3) if a != axis)
         p = w[f"weight_{name}"]

@@ -2,6 +2,7 @@
 
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +196,8 @@ def test_gates_are_those_that_the_layer_applies_in_both_frameworks(networks, x64
     with torch.no_grad():
         twin.eval()(torch.from_numpy(images))
         x, y = passed
-        expected = twin.get_submodule(layer).gates(x)
+        attention: Any = twin.get_submodule(layer)
+        expected = attention.gates(x)
     found = gates(networks["resnet18_lma"], to_nhwc(images), [layer])[layer]
     assert [relative_error(to_nchw(gate), other) <= 1e-9 for gate, other in zip(found, expected)] == [True, True]
     assert relative_error(x * expected[0] * expected[1], y) <= 1e-12

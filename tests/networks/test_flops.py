@@ -43,8 +43,8 @@ EXACT = {
 SAMPLE = "resnet18_lma", "mobilenetv2_lma"
 
 
-def counted(name: str, *size: int) -> flops.Count:
-    return flops.count(name, size or (224, 224), jax_model=jax_shapes(name), torch_model=torch_shapes(name))
+def counted(name: str, size: tuple[int, int] = (224, 224)) -> flops.Count:
+    return flops.count(name, size, jax_model=jax_shapes(name), torch_model=torch_shapes(name))
 
 
 def shapes(*shape: int) -> jax.ShapeDtypeStruct:
@@ -55,6 +55,8 @@ def shapes(*shape: int) -> jax.ShapeDtypeStruct:
 def test_both_frameworks_meet_the_exact_figures_and_agree_in_every_layer(name):
     result = counted(name)
     table1, products = EXACT[name]
+    assert result.table is not None
+    assert result.jax is not None
     assert result.table1 == sum(result.table.values()) == table1
     assert result.jax == result.torch
     assert sum(result.jax.values()) == products
@@ -66,7 +68,7 @@ def test_both_frameworks_meet_the_exact_figures_and_agree_in_every_layer(name):
 
 @pytest.mark.parametrize(("name", "size"), [(SAMPLE[0], (20, 20)), (SAMPLE[1], (33, 70))])
 def test_they_agree_at_any_size_also_where_maps_have_one_pixel(name, size):
-    result = counted(name, *size)
+    result = counted(name, size)
     assert result.jax == result.torch
     assert result.problems == []
     assert result.published is None
@@ -154,7 +156,7 @@ def test_modules_of_the_users_own_are_counted_and_left_as_they_are():
     assert type(model.stem) is type(conv(1, 1, 1, rngs=nnx.Rngs(0)))
     assert not model.dropout.deterministic
     assert twin.training
-    assert twin.attention.forward.__func__ is lma_torch.LMA.forward
+    assert "forward" not in vars(twin.attention)
 
 
 def test_the_table_convention_leaves_a_module_as_it_is():

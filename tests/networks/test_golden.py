@@ -61,7 +61,7 @@ def jax_layer(source, x, grad_output):
 @pytest.mark.parametrize("results_of", [torch_layer, jax_layer])
 @pytest.mark.parametrize("case", LAYERS)
 def test_the_layer_and_its_gradients(case, results_of):
-    channels, height, width = map(int, re.fullmatch(r"c(\d+)_h(\d+)_w(\d+)", case).groups())
+    channels, height, width = map(int, re.findall(r"\d+", case))
     layer = lma_torch.LMA(channels, dtype=torch.float64)
     layer.load_state_dict(golden_weights(layer), strict=True)
     shape = (2, channels, height, width)

@@ -1,5 +1,7 @@
 """The LMA layer, in both frameworks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -219,6 +221,7 @@ def test_torch_gradients_are_those_of_finite_differences(memory_format):
 def test_a_wrong_input_is_refused_and_the_expected_named(framework, shape, dtype):
     layer = create(framework, 40)
     x = np.ones(shape, dtype)
+    given: Any
     if framework == "torch":
         given, expected = torch.from_numpy(x), "(N, 40, H, W)"
     else:

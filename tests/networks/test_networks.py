@@ -1,6 +1,7 @@
 """The host networks and their layers, in both frameworks."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +164,7 @@ def test_every_block_but_the_first_of_mobilenetv2_has_one_lma_on_its_channels(fr
 def test_width_mult_scales_the_channels_and_rounds_them(framework, width_mult, expected):
     model = shapes(framework, "mobilenetv2_lma", width_mult=width_mult, num_classes=10)
     norm_type = torch.nn.BatchNorm2d if framework == "torch" else lma_jax.layers.BatchNorm
-    norms = {path: m for path, m in modules(framework, model) if isinstance(m, norm_type)}
+    norms: dict[str, Any] = {path: m for path, m in modules(framework, model) if isinstance(m, norm_type)}
     last_of_each_row = ["features.0.1", "features.1.conv.2"] + [f"features.{i}.conv.4" for i in (3, 6, 10, 13, 16, 17)]
     paths = [*last_of_each_row, "features.18.1"]
     widths = [norms[p].num_features if framework == "torch" else norms[p].scale.shape[0] for p in paths]
@@ -191,7 +192,8 @@ def test_features_and_head_have_the_documented_shapes(framework, name):
 def test_the_network_is_its_head_after_its_features(framework, name, options):
     options = dict(options, num_classes=10)
     weights = golden_weights(torch_shapes(name, **options))
-    images = normal(2, 3, 33, 48).astype(np.float32)
+    images: Any = normal(2, 3, 33, 48).astype(np.float32)
+    model: Any
     if framework == "torch":
         model = lma_torch.create_model(name, **options)
         model.load_state_dict(weights)
@@ -423,6 +425,7 @@ def test_relu6_and_its_gradient_are_those_of_torch_at_the_corners_too():
     leaf = torch.from_numpy(x).requires_grad_()
     output = torch.nn.functional.relu6(leaf)
     output.sum().backward()
+    assert leaf.grad is not None
     assert leaf.grad.tolist() == [0, 0, 1, 1, 1, 0, 0]
     relu6 = lma_jax.layers.ReLU6()
     np.testing.assert_array_equal(relu6(jnp.asarray(x)), output.detach())

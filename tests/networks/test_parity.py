@@ -3,6 +3,8 @@
 float64 is the judge: there, a difference above 1e-9 is an error of meaning, not of rounding.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,23 +71,24 @@ def torch_gradients(model, images, labels):
 def staged(function, *arguments):
     """The function for arguments of these shapes, traced once; XLA compiles the layers within it, not the whole."""
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    tree = jax.tree.structure(shapes)
+    tree: Any = jax.tree.structure(shapes)
     return lambda *arguments: tree.unflatten(jaxpr_as_fun(closed)(*jax.tree.leaves(arguments)))
 
 
-def jax_train_step(network):
+def jax_train_step(definition):
     """A step of SGD: (params, batch_stats, optimizer states), images, labels -> the same, logits, loss, gradients."""
 
     def step(state, images, labels):
         params, batch_stats, momenta = state
 
         def loss_of(params):
-            model = network.bind(params, batch_stats)
+            model = definition.bind(params, batch_stats)
             logits = model(images)
             _, _, updated = split(model)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), (logits, updated)
 
         (loss, (logits, updated)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        tree: Any
         leaves, tree = jax.tree.flatten(params)
         params, momenta = zip(*map(sgd_step, leaves, jax.tree.leaves(gradients), momenta))
         return (tree.unflatten(params), updated, momenta), logits, loss, gradients
@@ -119,9 +122,8 @@ def errors(name):
     weights = well_conditioned_weights(torch_shapes(name, dtype=torch.float64, **options), batch(STEPS)[0])
     images = batch(0)[0]
     if name in FLOAT32:
-        errors["eval logits, float32"] = error_of_eval_logits(
-            *twins(name, weights, "float32", **options), images.astype(np.float32)
-        )
+        jax_model, torch_model = twins(name, weights, "float32", **options)
+        errors["eval logits, float32"] = error_of_eval_logits(jax_model, torch_model, images.astype(np.float32))
     with jax.enable_x64(True):
         jax_model, torch_model = twins(name, weights, "float64", **options)
         errors["eval logits"] = error_of_eval_logits(jax_model, torch_model, images)
