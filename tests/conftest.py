@@ -1,6 +1,7 @@
 """The environment of the tests, a compilation cache, and the fixtures that several rooms use."""
 
 import atexit
+import ctypes
 import gc
 import os
 import shutil
@@ -31,6 +32,16 @@ from lma_jax.attention import channel, mixed
 
 torch.set_num_threads(1)  # its threads would spin against those of XLA
 gc.set_threshold(200_000)  # tracing makes millions of objects that stay
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release_memory():
+    """Forgets the compiled programs after each module, and gives freed memory back: thousands would fill gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 @pytest.fixture

@@ -80,10 +80,11 @@ def in_pytorch(module, x, grad_output):
 
 def in_jax(module, x, grad_output):
     """The same, by PyTorch's names and with its layout."""
-    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    graphdef, *states = nnx.split(module, nnx.Param, ...)
+    params, rest = states
 
     def call(params, x):
-        bound = nnx.merge(graphdef, params, rest, copy=True)
+        bound: Any = nnx.merge(graphdef, params, rest, copy=True)
         return bound(x), nnx.state(bound, nnx.Not(nnx.Param))
 
     @jax.jit
