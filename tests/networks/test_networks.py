@@ -15,26 +15,13 @@ import lma_jax
 import lma_jax.layers
 import lma_torch
 from tests.helpers.arrays import normal, relative_error, to_nchw, to_nhwc
+from tests.helpers.published import BACKBONES_AND_LMA
 from tests.helpers.shapes import jax_shapes, torch_shapes
 from tests.helpers.weights import golden_weights
 
 FRAMEWORKS = ["jax", "torch"]
 PACKAGES = [lma_jax, lma_torch]
-PARAMETERS = {
-    "mobilenetv2": 3_504_872,
-    "mobilenetv2_lma": 3_505_008,
-    "resnet18": 11_689_512,
-    "resnet18_lma": 11_689_576,
-    "resnet34": 21_797_672,
-    "resnet34_lma": 21_797_804,
-    "resnet50": 25_557_032,
-    "resnet50_lma": 25_557_204,
-    "resnet101": 44_549_160,
-    "resnet101_lma": 44_549_502,
-    "resnet152": 60_192_808,
-    "resnet152_lma": 60_193_320,
-}
-NAMES = list(PARAMETERS)
+NAMES = list(BACKBONES_AND_LMA)
 STAGES = {  # planes * expansion, and the number of blocks
     "resnet18": [(64, 2), (128, 2), (256, 2), (512, 2)],
     "resnet34": [(64, 3), (128, 4), (256, 6), (512, 3)],
@@ -78,7 +65,7 @@ def apply(method, images_shape):
 def test_the_number_of_parameters_is_the_published_one(framework, name):
     model = shapes(framework, name)
     parameters = model.parameters() if framework == "torch" else jax.tree.leaves(nnx.state(model, nnx.Param))
-    assert sum(math.prod(parameter.shape) for parameter in parameters) == PARAMETERS[name]
+    assert sum(math.prod(parameter.shape) for parameter in parameters) == BACKBONES_AND_LMA[name].parameters
 
 
 def norm(path):
