@@ -1,65 +1,97 @@
-"""The convolution of the hosts against PyTorch's, where it takes another form: one pixel, 1x1 kernels, depthwise."""
-
-import itertools
+"""Layers that behave as PyTorch's."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from flax import nnx
 
 import convert
-from lma_jax import layers as jax_layers
-from lma_torch import layers as torch_layers
+import lma_jax.layers
 from tests.helpers.arrays import normal, relative_error, to_nchw, to_nhwc
-
-FULL = [dict(kernel_size=k, **more) for k in (1, 3, 7) for more in (dict(), dict(stride=2), dict(groups=4))]
-DEPTHWISE = [dict(kernel_size=k, out_channels=4, groups=4, stride=s) for k in (1, 3) for s in (1, 2)]
+from tests.helpers.weights import golden_weights
 
 
-@pytest.mark.parametrize(
-    ("options", "size"),
-    [
-        *itertools.product(FULL, [(1, 1), (1, 2), (2, 1), (2, 2)]),
-        *itertools.product(DEPTHWISE, [(1, 1), (1, 2), (5, 4)]),
-    ],
-    ids=str,
-)
-def test_maps_are_convolved_as_in_pytorch(x64, options, size):
-    options = dict(in_channels=4, out_channels=8) | options
-    layer = jax_layers.conv(**options, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
-    twin = torch_layers.conv(**options, dtype=torch.float64)
-    twin.load_state_dict({"weight": convert.to_torch(nnx.Sequential(layer))["layers.0.weight"]})
-    x = torch.from_numpy(normal(2, 4, *size)).requires_grad_()
-    y = twin(x)
-    y.square().sum().backward()
-
-    def energy(layer, x):
-        return jnp.square(layer(x)).sum()
-
-    grad_layer, grad_x = nnx.grad(energy, argnums=(0, 1))(layer, to_nhwc(x.detach()))
-    assert relative_error(to_nchw(layer(to_nhwc(x.detach()))), y) < 1e-12
-    assert relative_error(to_nchw(grad_x), x.grad) < 1e-12
-    (grad_kernel,) = jax.tree.leaves(grad_layer)
-    assert relative_error(grad_kernel.transpose(3, 2, 0, 1), twin.weight.grad) < 1e-12
+@pytest.fixture
+def norms(x64):
+    """BatchNorm in both frameworks, in float64 and with equal, uncommon values."""
+    expected = torch.nn.BatchNorm2d(6, dtype=torch.float64)
+    weights = golden_weights(expected)
+    expected.load_state_dict(weights)
+    holder = nnx.List([lma_jax.layers.BatchNorm(6, param_dtype=jnp.float64)])
+    convert.to_jax({f"0.{key}": value for key, value in weights.items()}, holder)
+    return holder[0], expected
 
 
-def test_a_depthwise_convolution_of_bfloat16_is_summed_in_float32():
-    layer = jax_layers.conv(4, 4, 3, groups=4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    layer.kernel[...] = jnp.full_like(layer.kernel[...], 1 / 256)
-    y = layer(jnp.ones((1, 3, 3, 4)).at[:, 0, 0].set(256))
-    assert y.dtype == jnp.bfloat16
-    # Summed in bfloat16, each 1 / 256 after the first term would be lost.
-    assert y[0, 1, 1].tolist() == [1 + 8 / 256] * 4
+def test_batch_norm_trains_as_torch_does(norms):
+    norm, expected = norms
+    x, weight = normal(3, 6, 4, 5) * 2 + 3, normal(3, 6, 4, 5, seed=1)
+    leaf = torch.from_numpy(x).requires_grad_()
+    output = expected(leaf)
+    (output * torch.from_numpy(weight)).sum().backward()
+
+    def loss_of(norm, x):
+        y = norm(x)
+        return (y * to_nhwc(weight)).sum(), y
+
+    (_, y), (grads, grad_x) = nnx.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(norm, to_nhwc(x))
+    assert relative_error(to_nchw(y), output) <= 1e-12
+    assert relative_error(to_nchw(grad_x), leaf.grad) <= 1e-12
+    assert relative_error(grads["scale"][...], expected.weight.grad) <= 1e-12
+    assert relative_error(grads["bias"][...], expected.bias.grad) <= 1e-12
+    assert relative_error(norm.mean[...], expected.running_mean) <= 1e-12
+    assert relative_error(norm.var[...], expected.running_var) <= 1e-12
 
 
-@pytest.mark.parametrize("options", [dict(kernel_size=3, groups=4), dict(kernel_size=1)], ids=str)
-def test_a_convolution_stays_one_on_other_platforms(options):
-    graphdef, state = nnx.split(jax_layers.conv(4, 4, **options, rngs=nnx.Rngs(0)))
-    forward = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
-    x = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
-    has_convolution = {
-        platform: "stablehlo.convolution" in forward.trace(state, x).lower(lowering_platforms=(platform,)).as_text()
-        for platform in ("cpu", "cuda", "tpu")
-    }
-    assert has_convolution == {"cpu": False, "cuda": True, "tpu": True}
+def test_batch_norm_evaluates_as_torch_does_and_changes_nothing(norms):
+    norm, expected = norms
+    norm.eval()
+    expected.eval()
+    x = normal(3, 6, 4, 5) * 2 + 3
+    assert relative_error(to_nchw(norm(to_nhwc(x))), expected(torch.from_numpy(x))) <= 1e-12
+    np.testing.assert_array_equal(norm.mean[...], expected.running_mean)
+    np.testing.assert_array_equal(norm.var[...], expected.running_var)
+
+
+def test_batch_norm_is_exact_far_from_zero():
+    norm = lma_jax.layers.BatchNorm(3, momentum=0.0)
+    x = (1000 + 0.03 * normal(8, 4, 4, 3)).astype(np.float32)
+    y = norm(jnp.asarray(x))
+    exact = x.astype(np.float64)
+    assert relative_error(norm.var[...], exact.var((0, 1, 2), ddof=1)) <= 1e-3
+    expected = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
+    assert relative_error(y, expected) <= 1e-2
+
+
+def test_batch_norm_computes_and_counts_in_float32_under_bfloat16():
+    x = jnp.asarray(normal(8, 4, 4, 3), jnp.bfloat16)
+    norm, expected = lma_jax.layers.BatchNorm(3), lma_jax.layers.BatchNorm(3)
+    for _ in range(2):  # in training mode, then in evaluation mode
+        y = expected(x.astype(jnp.float32))
+        np.testing.assert_array_equal(norm(x), y.astype(jnp.bfloat16))
+        for variable in ("mean", "var"):
+            assert getattr(norm, variable).dtype == jnp.float32
+            np.testing.assert_array_equal(getattr(norm, variable)[...], getattr(expected, variable)[...])
+        norm.eval()
+        expected.eval()
+
+
+def test_batch_norm_refuses_to_train_on_a_single_value_a_channel():
+    norm = lma_jax.layers.BatchNorm(3)
+    with pytest.raises(ValueError, match="more than 1 value a channel"):
+        norm(jnp.ones((1, 1, 1, 3)))
+    norm.eval()
+    assert norm(jnp.ones((1, 1, 1, 3))).shape == (1, 1, 1, 3)
+
+
+def test_relu6_and_its_gradient_are_those_of_torch_at_the_corners_too():
+    x = np.array([-1, 0, 1e-3, 3, 5.999, 6, 7], np.float32)
+    leaf = torch.from_numpy(x).requires_grad_()
+    output = torch.nn.functional.relu6(leaf)
+    output.sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.tolist() == [0, 0, 1, 1, 1, 0, 0]
+    relu6 = lma_jax.layers.ReLU6()
+    np.testing.assert_array_equal(relu6(jnp.asarray(x)), output.detach())
+    np.testing.assert_array_equal(jax.grad(lambda x: relu6(x).sum())(jnp.asarray(x)), leaf.grad)
