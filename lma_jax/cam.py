@@ -17,9 +17,8 @@ from flax import nnx
 
 from lma_jax.errors import nearest
 from lma_jax.intercept import intercept
+from lma_jax.layers import SPATIAL_AXES
 from lma_jax.lma import LMA
-
-SPATIAL_AXES = (1, 2)
 
 
 def _mean_gradient(activations: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -27,7 +26,7 @@ def _mean_gradient(activations: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def _positive_gradient(activations: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Grad-CAM++ as pytorch-grad-cam 1.5.7 has it, sum of the activations over space and epsilon included."""
+    """Grad-CAM++ as in pytorch-grad-cam 1.5.7, including its sum of the activations over space and its epsilon."""
     total = activations.sum(SPATIAL_AXES, keepdims=True)
     terms = gradient**3 / (2 * gradient**2 + total * gradient**3 + 1e-6)
     return jnp.where(gradient > 0, terms, 0).sum(SPATIAL_AXES, keepdims=True)
@@ -37,7 +36,7 @@ METHODS = {"gradcam++": _positive_gradient, "gradcam": _mean_gradient}
 
 
 def grad_cam_plus_plus(model: Any, images: Any, class_ids: Any = None, *, layer: str | None = None) -> jax.Array:
-    """Grad-CAM++: how much each pixel speaks for a class, scaled to [0, 1] image by image.
+    """Grad-CAM++: the evidence for a class at each pixel, scaled to [0, 1] for each image.
 
     The model is left as it is; the maps are those of its evaluation mode. Arguments and errors are those of
     `activation_map`.
@@ -50,7 +49,7 @@ def grad_cam_plus_plus(model: Any, images: Any, class_ids: Any = None, *, layer:
 
 
 def grad_cam(model: Any, images: Any, class_ids: Any = None, *, layer: str | None = None) -> jax.Array:
-    """Grad-CAM: as `grad_cam_plus_plus`, with the mean gradient as weights."""
+    """Grad-CAM: like `grad_cam_plus_plus`, but weighted by the mean gradient."""
     maps, _ = activation_map(model, images, class_ids, layer=layer, method="gradcam")
     return scale_and_resize(maps, images.shape[1:3])
 

@@ -1,4 +1,4 @@
-"""Convolutions in the forms that XLA computes fast."""
+"""Convolutions, each in the form that XLA runs fastest."""
 
 from functools import partial
 from typing import Any
@@ -11,13 +11,13 @@ import numpy as np
 def convolve(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Any, *, feature_group_count: int, **options: Any
 ) -> jax.Array:
-    """jax.lax.conv_general_dilated of (N, H, W, C) in the forms that XLA computes fast.
+    """jax.lax.conv_general_dilated of (N, H, W, C), in the form that XLA runs fastest.
 
     The kernel (k, k, C / groups, C') has an odd k, padding of k // 2 and no dilation.
 
-    A map of one pixel, in which small images end, meets only the centre of the kernel; XLA would multiply with the
-    padding, at 9 times the cost for a 3x3 kernel. On CPUs, XLA's convolution takes twice as long as a matrix product
-    for a 1x1 kernel, and depthwise over 10 times as long as a sum of shifted maps.
+    On maps of one pixel, which the last stages have for small images, only the centre of the kernel contributes. XLA
+    would multiply the padding too, at 9 times the cost for a 3x3 kernel. On CPUs, XLA's convolution takes twice as
+    long as a matrix product for a 1x1 kernel, and over 10 times as long as a sum of shifted maps for a depthwise one.
     """
     if x.shape[1:3] == (1, 1):
         middle = kernel.shape[0] // 2
@@ -33,17 +33,17 @@ def convolve(
         on_cpu = partial(convolve_depthwise, strides=strides)
     else:
         return convolution(x, kernel)
-    # Checkpointed, the backward pass keeps what that of a convolution keeps: no slices of the map.
+    # Rematerialised, so that the backward pass saves only input and kernel, as that of a convolution does.
     return jax.lax.platform_dependent(x, kernel, cpu=jax.checkpoint(on_cpu), default=convolution)
 
 
 def convolve_pointwise(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int]) -> jax.Array:
-    """The convolution of (N, H, W, C) with (1, 1, C, C'): a matrix product."""
+    """The convolution of (N, H, W, C) with (1, 1, C, C'), as a matrix product."""
     return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
 
 
 def convolve_depthwise(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int]) -> jax.Array:
-    """The depthwise convolution of (N, H, W, C) with (k, k, 1, C), padded by k // 2: a sum of k * k shifted maps."""
+    """The depthwise convolution of (N, H, W, C) with (k, k, 1, C), padded by k // 2, as a sum of k * k shifted maps."""
     size, channels = kernel.shape[0], x.shape[-1]
     pad = size // 2
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))

@@ -17,10 +17,10 @@ class Identity(nnx.Module):
 
 
 def fold_batch_norm(model: nnx.Module) -> nnx.Module:
-    """A copy of a network in evaluation mode, the same function, whose convolutions do what their BatchNorm did.
+    """An equivalent copy in evaluation mode, with batch normalisation folded into the preceding convolutions.
 
-    Folded are neighbours in a Sequential, and the convolution `conv<x>` of any other module with its `bn<x>`, which
-    this project's modules compute one after the other.
+    Folded are neighbours in a Sequential, and in any other module each convolution `conv<x>` with its normalisation
+    `bn<x>`: such a module must call one directly after the other, as those of this project do.
     """
     model = nnx.clone(model)
     model.eval()
@@ -47,7 +47,7 @@ def fuse(conv: nnx.Conv, norm: BatchNorm) -> None:
 
 
 def neighbours(module: nnx.Module) -> list[tuple[Any, Any]]:
-    """The names of each convolution of a module and of the BatchNorm that directly follows it."""
+    """The names of the convolutions of a module, each with that of the BatchNorm directly after it."""
     names: list[Any]
     if isinstance(module, Sequential):
         names = list(range(len(module)))

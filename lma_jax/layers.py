@@ -130,7 +130,7 @@ _draws = ContextVar("_draws", default=True)
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """Layers that are built in this context start from zeros: a backbone calls `init_weights` on them."""
+    """Convolutions and linear layers built in this context start from zeros, for `init_weights` to fill."""
     token = _draws.set(False)
     try:
         yield
@@ -212,12 +212,12 @@ class BatchNorm(nnx.Module):
         devices = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
         count = math.prod(x.shape[:-1]) * devices
         if count < 2:
-            raise ValueError(f"BatchNorm in training mode needs more than 1 value a channel, got shape {x.shape}")
+            raise ValueError(f"BatchNorm in training mode needs more than 1 value per channel, got shape {x.shape}")
         mean = average(x)
         var = average(jnp.square(x - mean))
         keep = self.momentum
         unbiased = var * (count / (count - 1))
-        # set_value, since tracing `mean[...] = ` takes a time quadratic in the depth of the network.
+        # set_value, because tracing `mean[...] = ` takes time quadratic in the depth of the network.
         self.mean.set_value(keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean))
         self.var.set_value(keep * self.var[...] + (1 - keep) * jax.lax.stop_gradient(unbiased))
         return mean, var

@@ -1,6 +1,6 @@
 """MobileNetV2 (Sandler et al., CVPR 2018) with an attention module in its blocks.
 
-Attribute names are torchvision's; the attention is one more element of a block's `conv`, where it is computed.
+Attribute names are torchvision's; the attention module is one more element of a block's `conv`, at its position.
 """
 
 from typing import Any

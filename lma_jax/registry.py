@@ -54,12 +54,12 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def placement(backbone: str, attention: str) -> Placement | Unavailable:
-    """Where a backbone has an attention module, or the reason why it has none."""
+    """The placement of an attention module in a backbone, or the reason why there is none."""
     return BACKBONES[backbone].placement(ATTENTIONS[attention])
 
 
 def problem_with(name: str) -> str | None:
-    """Why `create_model` does not take a name, or None where it does."""
+    """The reason why `create_model` does not take a name; None if it does."""
     if name in list_models():
         return None
     backbone, _, attention = name.partition("_")

@@ -94,7 +94,7 @@ class Bottleneck(Block):
 
 
 def shortcut(in_channels: int, channels: int, stride: int, **options: Any) -> Sequential | None:
-    """The projection of a block's input where its shape changes, else None."""
+    """The projection of a block's input if its shape changes; None otherwise."""
     if stride == 1 and in_channels == channels:
         return None
     return Sequential([conv(in_channels, channels, 1, stride=stride, **options), BatchNorm(channels, **options)])
@@ -141,8 +141,8 @@ class ResNet(Network):
                 block(c, planes, stride=s, attention=a, **options) for c, s, a in zip(channels, strides, attentions)
             ]
             last = planes == 8 * width
-            behind = [] if last else placement.at("stage", planes * block.expansion, **options)
-            return Sequential(blocks + behind)
+            after = [] if last else placement.at("stage", planes * block.expansion, **options)
+            return Sequential(blocks + after)
 
         self.layer1 = stage(width, width, depths[0], stride=1)
         self.layer2 = stage(width * block.expansion, 2 * width, depths[1], stride=2)

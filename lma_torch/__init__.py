@@ -1,4 +1,4 @@
-"""LMA and its host networks in PyTorch (channels first)."""
+"""LMA and its backbones in PyTorch (channels first)."""
 
 from lma_torch.attention import register_attention
 from lma_torch.fold import fold_batch_norm

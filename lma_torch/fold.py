@@ -8,10 +8,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy of a network in evaluation mode, the same function, whose convolutions do what their BatchNorm did.
+    """An equivalent copy in evaluation mode, with batch normalisation folded into the preceding convolutions.
 
-    Folded are neighbours in an nn.Sequential, and the convolution `conv<x>` of any other module with its `bn<x>`,
-    which this project's modules compute one after the other.
+    Folded are neighbours in an nn.Sequential, and in any other module each convolution `conv<x>` with its normalisation
+    `bn<x>`: such a module must call one directly after the other, as those of this project do.
     """
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
@@ -22,7 +22,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
 
 def neighbours(module: nn.Module) -> list[tuple[str, str]]:
-    """The names of each convolution of a module and of the BatchNorm that directly follows it."""
+    """The names of the convolutions of a module, each with that of the BatchNorm directly after it."""
     names = [name for name, _ in module.named_children()]
     pairs = [(name, name.replace("conv", "bn", 1)) for name in names if name.startswith("conv")]
     if isinstance(module, nn.Sequential):

@@ -96,7 +96,7 @@ class Bottleneck(Block):
 
 
 def shortcut(in_channels: int, channels: int, stride: int, **options: Any) -> nn.Sequential | None:
-    """The projection of a block's input where its shape changes, else None."""
+    """The projection of a block's input if its shape changes; None otherwise."""
     if stride == 1 and in_channels == channels:
         return None
     return nn.Sequential(conv(in_channels, channels, 1, stride=stride, **options), nn.BatchNorm2d(channels, **options))
@@ -144,8 +144,8 @@ class ResNet(Network):
                 block(c, planes, stride=s, attention=a, **options) for c, s, a in zip(channels, strides, attentions)
             ]
             last = planes == 8 * width
-            behind = [] if last else placement.at("stage", planes * block.expansion, **options)
-            return nn.Sequential(*blocks, *behind)
+            after = [] if last else placement.at("stage", planes * block.expansion, **options)
+            return nn.Sequential(*blocks, *after)
 
         self.layer1 = stage(width, width, depths[0], stride=1)
         self.layer2 = stage(width * block.expansion, 2 * width, depths[1], stride=2)

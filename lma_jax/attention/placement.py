@@ -15,11 +15,11 @@ class Placement:
 
     Attributes:
         module: its constructor, called as `module(channels, dtype=, param_dtype=, rngs=)`; None for the plain backbone.
-        position: in a ResNet "branch" (behind the last normalisation of a block's branch), "conv" (between its
-            last 3x3 convolution and that one's normalisation) or "stage" (behind each stage but the last); in
-            MobileNetV2 "hidden" (behind the depthwise convolution's activation, in the blocks that expand),
-            "conv" (between the depthwise convolution and its normalisation) or "block" (behind a block's last
-            normalisation).
+        position: in a ResNet "branch" (after the last normalisation of a block's branch), "conv" (between the last
+            3x3 convolution of the branch and its normalisation) or "stage" (after each stage except the last); in
+            MobileNetV2 "hidden" (after the activation of the depthwise convolution, in blocks that expand), "conv"
+            (between the depthwise convolution and its normalisation) or "block" (after the last normalisation of a
+            block).
         every_block: whether each block of a stage has one, or only its last block.
         last_stride: stride of a ResNet's last stage.
     """
@@ -43,7 +43,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Unavailable:
-    """The reason why a backbone has no place for an attention module."""
+    """The reason why a backbone does not take an attention module."""
 
     reason: str
 

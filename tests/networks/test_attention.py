@@ -1,4 +1,4 @@
-"""The attention modules of Table 1: counts, places in the hosts, equality of the frameworks, modules of one's own."""
+"""The attention modules of Table 1: counts, positions, equality of the frameworks, and a user's modules."""
 
 from typing import Any
 
@@ -147,7 +147,7 @@ def positions(name: str) -> list[str]:
     return in_torch
 
 
-def test_every_module_sits_where_its_paper_has_it():
+def test_every_module_is_at_the_position_of_its_paper():
     assert positions("resnet18_se") == [f"layer{stage}.{block}.attention" for stage in (1, 2, 3, 4) for block in (0, 1)]
     assert positions("resnet50_bam") == ["layer1.3", "layer2.4", "layer3.6"]
     assert positions("resnet50_gsop") == [
@@ -190,9 +190,9 @@ def test_a_pair_that_does_not_exist_says_why(package, name, reason):
     assert f"mobilenetv2_{name}" not in package.list_models()
 
 
-@pytest.mark.parametrize("host", ["resnet18", "mobilenetv2"])
-def test_what_starts_at_zero_stays_so_in_a_host_and_biases_are_zero(host):
-    torch_model = lma_torch.create_model(f"{host}_se")
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2"])
+def test_what_starts_at_zero_stays_zero_in_a_backbone_and_biases_are_zero(backbone):
+    torch_model = lma_torch.create_model(f"{backbone}_se")
     assert all(not value.any() for key, value in torch_model.state_dict().items() if key.endswith("fc1.bias"))
     state = convert.to_torch(nnx.jit(lambda: lma_jax.create_model("resnet18_gc", rngs=nnx.Rngs(0)))())
     for weights in (state, lma_torch.create_model("resnet18_gc").state_dict()):
@@ -201,11 +201,11 @@ def test_what_starts_at_zero_stays_so_in_a_host_and_biases_are_zero(host):
 
 
 class Scale(torch.nn.Module):
-    """A module of one's own: a learnt factor a channel, before one convolution."""
+    """A user's module: a learned factor per channel."""
 
-    def __init__(self, channels, **dd):
+    def __init__(self, channels, **options):
         super().__init__()
-        self.conv = torch.nn.Conv2d(channels, channels, 1, groups=channels, **dd)
+        self.conv = torch.nn.Conv2d(channels, channels, 1, groups=channels, **options)
 
     def forward(self, x):
         return self.conv(x)
@@ -214,8 +214,8 @@ class Scale(torch.nn.Module):
 class JaxScale(nnx.Module):
     """Its twin."""
 
-    def __init__(self, channels, **dd):
-        self.conv = nnx.Conv(channels, channels, (1, 1), feature_group_count=channels, **dd)
+    def __init__(self, channels, **options):
+        self.conv = nnx.Conv(channels, channels, (1, 1), feature_group_count=channels, **options)
 
     def __call__(self, x):
         return self.conv(x)
@@ -232,7 +232,7 @@ def registered(monkeypatch):
         del package.ATTENTIONS["scale"]
 
 
-def test_a_module_of_ones_own_works_with_the_hosts_the_converter_and_the_counters(registered):
+def test_a_users_module_works_with_the_backbones_the_converter_and_the_counters(registered):
     assert "mobilenetv2_scale" in lma_jax.list_models()
     assert "mobilenetv2_scale" in lma_torch.list_models()
     torch_model = lma_torch.create_model("resnet18_scale", num_classes=5).eval()

@@ -71,11 +71,11 @@ def convolution(x, w, name, **options):
     return conv2d(x, w[f"{name}.weight"], w.get(f"{name}.bias"), **options)
 
 
-def correlation(profile, taps):
-    """Cross-correlation of the rows of (N, L) with an odd number of taps, zero padding on both sides."""
-    half, length = len(taps) // 2, profile.shape[1]
+def correlation(profile, kernel):
+    """Cross-correlation of the rows of (N, L) with a kernel of odd size, zero padded on both sides."""
+    half, length = len(kernel) // 2, profile.shape[1]
     padded = np.pad(profile, [(0, 0), (half, half)])
-    return sum(tap * padded[:, t : t + length] for t, tap in enumerate(taps))
+    return sum(weight * padded[:, k : k + length] for k, weight in enumerate(kernel))
 
 
 def max_and_mean(x, axis):
@@ -221,7 +221,7 @@ MIXED = {"CBAM": cbam, "BAM": bam, "TA": ta, "SA": sa, "CA": ca, "SGE": sge, "MC
 FORMULAS = CHANNEL | MIXED
 
 SHAPES = [(name, (2, 32, 7, 6)) for name in FORMULAS]
-SHAPES += [("ECA", (2, 128, 3, 4)), ("MCA", (2, 216, 3, 4))]  # five taps
+SHAPES += [("ECA", (2, 128, 3, 4)), ("MCA", (2, 216, 3, 4))]  # kernels of size 5
 SHAPES += [("GSoP", (2, 256, 5, 4)), ("SA", (2, 128, 3, 4)), ("SA", (2, 256, 3, 4)), ("SA", (2, 192, 3, 4))]
 SHAPES += [("SGE", (2, 128, 3, 4))]
 

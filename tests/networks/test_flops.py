@@ -1,4 +1,4 @@
-"""MACs: the spec's exact numbers, JAX against PyTorch layer by layer, ptflops, and networks of the user's own."""
+"""MACs: the exact published numbers, JAX against PyTorch layer by layer, ptflops, and networks of a user."""
 
 import csv
 import json
@@ -66,7 +66,7 @@ def test_ptflops_counts_lma_by_its_hook():
     assert macs == 64 * (2 * 7 * 9 + 3 * (7 + 9))
 
 
-def test_without_ptflops_an_own_counter_says_so_and_finds_the_same(monkeypatch):
+def test_without_ptflops_the_rules_here_count_the_same_and_the_legend_says_so(monkeypatch):
     expected = counted("resnet18_lma")
     monkeypatch.setattr(flops, "ptflops_version", lambda: None)
     assert counted("resnet18_lma") == expected
@@ -106,7 +106,7 @@ class Own(nnx.Module):
 
 
 class OwnTorch(torch.nn.Module):
-    """The like in PyTorch."""
+    """The same in PyTorch."""
 
     def __init__(self):
         super().__init__()
@@ -123,7 +123,7 @@ class OwnTorch(torch.nn.Module):
         return functional.linear(x, torch.ones(2, 8))
 
 
-def test_modules_of_the_users_own_are_counted_and_left_as_they_are():
+def test_a_users_modules_are_counted_and_left_as_they_are():
     expected = {
         "stem": 2 * 4 * 5 * 8 * 27,
         "attention.conv_h": 2 * 3 * 8 * 4,
@@ -167,6 +167,7 @@ def test_a_difference_is_a_problem():
     assert "published are 1,822,177,768" in differences[2]
 
 
+@pytest.mark.process
 def test_the_command_prints_tables_and_writes_files(tmp_path):
     files = f"--json={tmp_path / 'macs.json'}", f"--csv={tmp_path / 'macs.csv'}"
     output = run("convert.flops", "--model=resnet18_[el][cm]a", "--input-size=64x96", "--by-layer", *files)
@@ -196,7 +197,7 @@ def test_one_framework_is_counted_alone():
     assert sum(layer["jax"] for layer in result.layers) == BACKBONES_AND_LMA["resnet18"].products
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_reported():
     with pytest.raises(UserError, match="no model is called 'resnet51', did you mean 'resnet50'"):
         cli.models_named("resnet51")
     for size in ("0", "-3", "224x", "224x0", "axb", ""):

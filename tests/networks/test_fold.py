@@ -14,8 +14,8 @@ from tests.helpers.shapes import jax_shapes, narrow_options, torch_shapes
 from tests.helpers.weights import well_conditioned_weights
 
 OPTIONS = dict(num_classes=5)
-# Every host family, and modules with normalisation of their own or between a convolution and its normalisation; with
-# the normalisations that stay.
+# Every kind of backbone, and attention modules that have a normalisation or sit before one. The number is that of the
+# normalisations that stay.
 LEFT = {
     "resnet18_lma": 0,
     "resnet50_cbam": 0,

@@ -77,15 +77,15 @@ def test_batch_norm_computes_and_counts_in_float32_under_bfloat16():
         expected.eval()
 
 
-def test_batch_norm_refuses_to_train_on_a_single_value_a_channel():
+def test_batch_norm_refuses_to_train_on_a_single_value_per_channel():
     norm = lma_jax.layers.BatchNorm(3)
-    with pytest.raises(ValueError, match="more than 1 value a channel"):
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
         norm(jnp.ones((1, 1, 1, 3)))
     norm.eval()
     assert norm(jnp.ones((1, 1, 1, 3))).shape == (1, 1, 1, 3)
 
 
-def test_relu6_and_its_gradient_are_those_of_torch_at_the_corners_too():
+def test_relu6_and_its_gradient_are_those_of_torch_including_the_corners():
     x = np.array([-1, 0, 1e-3, 3, 5.999, 6, 7], np.float32)
     leaf = torch.from_numpy(x).requires_grad_()
     output = torch.nn.functional.relu6(leaf)

@@ -41,21 +41,21 @@ def apply(layer, x):
     return to_nchw(layer(to_nhwc(x)))
 
 
-def formula(x, taps_h, taps_w):
-    """The layer as the specification writes it, value by value: x (N, C, H, W), taps (K,)."""
+def formula(x, kernel_h, kernel_w):
+    """The layer as the specification defines it, value by value: x (N, C, H, W), kernels (K,)."""
     _, channels, height, width = x.shape
-    half = len(taps_h) // 2
+    half = len(kernel_h) // 2
 
-    def gate(profile, taps):  # (N, C, L)
+    def gate(profile, kernel):  # (N, C, L)
         total = np.zeros_like(profile)
         for c in range(channels):
-            for t, tap in enumerate(taps):
-                if 0 <= c + t - half < channels:
-                    total[:, c] += tap * profile[:, c + t - half]
+            for k, weight in enumerate(kernel):
+                if 0 <= c + k - half < channels:
+                    total[:, c] += weight * profile[:, c + k - half]
         return 1 / (1 + np.exp(-total))
 
-    gate_h = gate(sum(x[:, :, :, j] for j in range(width)) / width, taps_h)
-    gate_w = gate(sum(x[:, :, i, :] for i in range(height)) / height, taps_w)
+    gate_h = gate(sum(x[:, :, :, j] for j in range(width)) / width, kernel_h)
+    gate_w = gate(sum(x[:, :, i, :] for i in range(height)) / height, kernel_w)
     return x * gate_w[:, :, None, :] * gate_h[:, :, :, None]
 
 
@@ -67,14 +67,14 @@ def test_the_kernel_size_grows_with_the_channels_as_specified(kernel_size_for):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize(("channels", "taps"), [(1, 1), (2, 1), (3, 1), (26, 1), (27, 3), (216, 5), (1723, 7)])
-def test_the_layer_has_two_kernels_of_that_size(framework, channels, taps):
+@pytest.mark.parametrize(("channels", "kernel_size"), [(1, 1), (2, 1), (3, 1), (26, 1), (27, 3), (216, 5), (1723, 7)])
+def test_the_layer_has_two_kernels_of_that_size(framework, channels, kernel_size):
     layer = create(framework, channels)
     state_dict = layer.state_dict() if framework == "torch" else convert.to_torch(layer)
-    assert layer.kernel_size == taps
+    assert layer.kernel_size == kernel_size
     assert {name: tuple(value.shape) for name, value in state_dict.items()} == {
-        "conv_h.weight": (1, 1, 1, taps),
-        "conv_w.weight": (1, 1, 1, taps),
+        "conv_h.weight": (1, 1, 1, kernel_size),
+        "conv_w.weight": (1, 1, 1, kernel_size),
     }
 
 
@@ -82,9 +82,9 @@ def test_the_layer_has_two_kernels_of_that_size(framework, channels, taps):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_both_frameworks_compute_the_formula(shape):
     jax_layer, torch_layer = twins(shape[1])
-    taps = [weight.detach().numpy().ravel() for weight in (torch_layer.conv_h.weight, torch_layer.conv_w.weight)]
+    kernels = [weight.detach().numpy().ravel() for weight in (torch_layer.conv_h.weight, torch_layer.conv_w.weight)]
     x = normal(*shape)
-    expected = formula(x, *taps)
+    expected = formula(x, *kernels)
     assert relative_error(apply(torch_layer, x), expected) <= 1e-12
     assert relative_error(apply(jax_layer, x), expected) <= 1e-12
 
@@ -93,17 +93,17 @@ def test_both_frameworks_compute_the_formula(shape):
 @pytest.mark.parametrize(("channels", "kernel_size"), [(40, 7), (2, 7), (1, 3)])
 def test_both_frameworks_compute_the_formula_with_another_kernel_size(channels, kernel_size):
     jax_layer, torch_layer = twins(channels, kernel_size=kernel_size)
-    taps = [weight.detach().numpy().ravel() for weight in (torch_layer.conv_h.weight, torch_layer.conv_w.weight)]
-    assert len(taps[0]) == kernel_size
+    kernels = [weight.detach().numpy().ravel() for weight in (torch_layer.conv_h.weight, torch_layer.conv_w.weight)]
+    assert len(kernels[0]) == kernel_size
     x = normal(2, channels, 3, 4)
-    expected = formula(x, *taps)
+    expected = formula(x, *kernels)
     assert relative_error(apply(torch_layer, x), expected) <= 1e-12
     assert relative_error(apply(jax_layer, x), expected) <= 1e-12
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_zero_taps_give_exactly_a_quarter_of_the_input(framework):
+def test_zero_kernels_give_exactly_a_quarter_of_the_input(framework):
     layer = create(framework, 40)
     for conv in (layer.conv_h, layer.conv_w):
         if framework == "torch":
@@ -180,7 +180,7 @@ def test_torch_computes_the_same_without_gradients_and_leaves_its_input(memory_f
 def test_torch_computes_the_same_when_compiled(memory_format, height, dynamic):
     layer = lma_torch.LMA(40, dtype=torch.float64)
     torch._dynamo.reset()  # of what other tests compiled
-    # Everything up to the generation of code, which takes long.
+    # This runs everything except the generation of code, which takes long.
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=dynamic)
     x = torch.from_numpy(normal(2, 40, height, 5)).to(memory_format=memory_format).requires_grad_()
     inputs = [x, *layer.parameters()]
@@ -193,7 +193,7 @@ def test_torch_computes_the_same_when_compiled(memory_format, height, dynamic):
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_jax_derivatives_are_those_of_finite_differences(x64, order):
-    """Forward and backward, since the layer's derivative is written by hand."""
+    """Forward and backward, since the layer's derivative is custom."""
     layer, _ = twins(30, kernel_size=3)
     graphdef, state = nnx.split(layer)
     x = to_nhwc(normal(1, 30, 3, 2))
@@ -233,7 +233,7 @@ def test_a_wrong_input_is_refused_and_the_expected_named(framework, shape, dtype
     assert dtype in str(error.value)
 
 
-def test_channels_in_the_place_of_the_other_framework_are_refused():
+def test_the_channel_axis_of_the_other_framework_is_refused():
     with pytest.raises(ValueError, match="channels last"):
         lma_jax.LMA(40, rngs=nnx.Rngs(0))(jnp.ones((2, 40, 5, 7)))
     with pytest.raises(ValueError, match="channels second"):
@@ -255,7 +255,7 @@ def test_a_channel_count_below_one_is_refused(framework, channels):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_the_default_taps_are_uniform_within_one_over_the_square_root_of_their_number(framework):
+def test_the_default_kernels_are_uniform_within_one_over_the_square_root_of_their_size(framework):
     torch.manual_seed(0)
     layer = create(framework, 40, kernel_size=1401)
     kernels = [
@@ -271,7 +271,7 @@ def test_the_two_kernels_are_drawn_independently():
     assert not np.array_equal(layer.conv_h.kernel[...], layer.conv_w.kernel[...])
 
 
-def test_torch_options_place_the_parameters():
+def test_torch_options_set_device_and_dtype_of_the_parameters():
     layer = lma_torch.LMA(40, device="meta", dtype=torch.float64)
     assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.float64)}
 
@@ -283,9 +283,9 @@ def test_jax_param_dtype_sets_the_dtype_of_the_parameters():
 
 def test_the_torch_layer_is_an_attention_layer_of_timm():
     class Block(torch.nn.Module):  # timm calls attn_layer(channels), some models with device and dtype
-        def __init__(self, attn_layer, **dd):
+        def __init__(self, attn_layer, **options):
             super().__init__()
-            self.se = attn_layer(40, **dd)
+            self.se = attn_layer(40, **options)
 
         def forward(self, x):
             return self.se(x)

@@ -159,6 +159,18 @@ def test_width_mult_scales_the_channels_and_rounds_them(framework, width_mult, e
     assert apply(model.forward_features, (2, 3, 64, 64)) == (2, expected[-1], 2, 2)
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("width", [8, 64])
+def test_width_is_that_of_the_first_stage(framework, width):
+    model = shapes(framework, "resnet50_bam", width=width, num_classes=10)
+    found: dict[str, Any] = dict(modules(framework, model))
+    paths = ["bn1", "layer1.0.bn2", "layer4.0.bn2", *(f"layer{stage}.0.bn3" for stage in (1, 2, 3, 4))]
+    widths = [found[p].num_features if framework == "torch" else found[p].scale.shape[0] for p in paths]
+    assert widths == [width * factor for factor in (1, 1, 8, 4, 8, 16, 32)]
+    assert sorted(path for path in found if type(found[path]).__name__ == "BAM") == ["layer1.3", "layer2.4", "layer3.6"]
+    assert apply(model.forward_features, (2, 3, 64, 64)) == (2, 32 * width, 2, 2)
+
+
 # Calling
 
 

@@ -1,6 +1,6 @@
-"""lma_jax and lma_torch are the same function and train the same network: every host, plain and with LMA.
+"""lma_jax and lma_torch are the same function and train the same network: every backbone, plain and with LMA.
 
-float64 is the judge: there, a difference above 1e-9 is an error of meaning, not of rounding.
+float64 decides: there, a difference above 1e-9 is semantic, not rounding.
 """
 
 from typing import Any
