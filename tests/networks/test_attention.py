@@ -255,6 +255,7 @@ def test_a_users_module_works_with_the_backbones_the_converter_and_the_counters(
 def test_a_constructor_can_be_passed_to_a_backbone_as_it_is():
     model: Any = lma_torch.ResNet(lma_torch.BasicBlock, (1, 1, 1, 1), num_classes=3, attention=Scale)
     assert isinstance(model.layer4[0].attention, Scale)
-    options: dict[str, Any] = dict(num_classes=3, attention=JaxScale, rngs=nnx.Rngs(0))
-    model = nnx.eval_shape(lambda: lma_jax.ResNet(lma_jax.BasicBlock, (1, 1, 1, 1), **options))
+    model = nnx.eval_shape(
+        lambda: lma_jax.ResNet(lma_jax.BasicBlock, (1, 1, 1, 1), num_classes=3, attention=JaxScale, rngs=nnx.Rngs(0))
+    )
     assert isinstance(model.layer4[0].attention, JaxScale)
