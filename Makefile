@@ -1,5 +1,5 @@
 # make demo: trains, evaluates, exports and verifies LMA-ResNet-18 on the embedded digits, in a few minutes on a CPU
-# make check: lint, types and the unit tests that start no process, for the inner loop
+# make check: lint, types and the tests without processes and whole networks, for the inner loop
 # make test: every check that CI runs
 # make bench: the speed of the main parts against benchmarks/baseline.json
 

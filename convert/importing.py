@@ -15,7 +15,7 @@ from lma_jax.registry import create_model
 from lma_jax.state_dict import from_state_dict
 from lma_jax.weight_files import read_weights
 
-# What evaluation needs of a recipe beside the preprocessing: the paper's data set, in float32.
+# Config keys that evaluation reads, besides the preprocessing.
 EVALUATION = dict(
     dataset="imagenet2012",
     data_dir="",
@@ -27,6 +27,7 @@ EVALUATION = dict(
     dtype="float32",
     loss="softmax",
 )
+LOSSES = ("softmax", "sigmoid")
 
 
 def import_weights(weights: Path, workdir: Path, *, model: str | None = None) -> str:
@@ -54,7 +55,7 @@ def import_weights(weights: Path, workdir: Path, *, model: str | None = None) ->
         model=name,
         num_classes=num_classes,
         class_names=_class_names(described, num_classes),
-        config={**EVALUATION, "model": name, **vars(_preprocessing(described))},
+        config={**EVALUATION, **_loss(described), "model": name, **vars(_preprocessing(described))},
         imported_from=str(weights.absolute()),
     )
     save_weights(workdir, from_state_dict(network, state_dict), metadata)
@@ -67,6 +68,11 @@ def _preprocessing(described: Mapping[str, Any]) -> Preprocessing:
         return preprocessing_from(described["preprocessing"])
     except (KeyError, TypeError):
         return IMAGENET
+
+
+def _loss(described: Mapping[str, Any]) -> dict[str, str]:
+    """The loss in the metadata of a file, which turns logits into probabilities; nothing if it is unknown."""
+    return {"loss": described["loss"]} if described.get("loss") in LOSSES else {}
 
 
 def _class_names(described: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:

@@ -56,12 +56,12 @@ class Verification:
     Attributes:
         differences: those of every layer that both frameworks have, in the order of computation, the logits last; first
             in float64, then in float32.
-        not_compared: paths of the other layers, which only the outputs of the modules around them cover. These are
+        not_verified: paths of the other layers, which only the outputs of the modules around them cover. These are
             layers that exist, or are called, in one framework only, and layers whose outputs have other axes.
     """
 
     differences: list[Difference]
-    not_compared: list[str]
+    not_verified: list[str]
 
     @property
     def passed(self) -> bool:
@@ -74,7 +74,7 @@ class Verification:
 
     def summary(self) -> dict[str, Any]:
         """What an export records: by dtype the numbers of layers and of those that passed, and the largest difference;
-        and the layers that were not compared."""
+        and the layers that were not verified."""
         by_dtype = {}
         for dtype in TOLERANCES:
             rows = self.of(dtype)
@@ -84,7 +84,7 @@ class Verification:
                 "passed": sum(row.passed for row in rows),
                 "largest_relative": largest,
             }
-        return {**by_dtype, "not_compared": self.not_compared}
+        return {**by_dtype, "not_verified": self.not_verified}
 
     def report(self, *, by_layer: bool) -> Iterator[str]:
         """The lines of a table: every layer, or for each dtype only the worst layer and the logits."""
@@ -100,10 +100,10 @@ class Verification:
                 )
             failed = next((f"; the first that failed is {row.layer}" for row in self.of(dtype) if not row.passed), "")
             yield f"{dtype:8} {sum(row.passed for row in layers)} of {len(layers)} layers passed{failed}"
-        if self.not_compared:
-            patterns = Counter(re.sub(r"\b\d+\b|(?<=layer)\d+", "*", path) for path in self.not_compared)
-            names = self.not_compared if by_layer else [f"{name} ({count})" for name, count in patterns.items()]
-            yield from textwrap.wrap(f"not compared: {', '.join(names)}", 120, subsequent_indent=" " * 14)
+        if self.not_verified:
+            patterns = Counter(re.sub(r"\b\d+\b|(?<=layer)\d+", "*", path) for path in self.not_verified)
+            names = self.not_verified if by_layer else [f"{name} ({count})" for name, count in patterns.items()]
+            yield from textwrap.wrap(f"not verified: {', '.join(names)}", 120, subsequent_indent=" " * 14)
 
 
 def verify(jax_model: nnx.Module, torch_model: torch.nn.Module, images: np.ndarray) -> Verification:

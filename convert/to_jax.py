@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from lma_jax import cli
+from lma_jax.errors import UserError
 
 
 def define_flags() -> None:
@@ -18,7 +19,10 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    from convert.importing import import_weights
+    try:
+        from convert.importing import import_weights
+    except ImportError as error:
+        raise UserError("recognising weights needs PyTorch: pip install torch") from error
 
     options = flags.FLAGS
     print(import_weights(Path(options.weights), Path(options.output), model=options.model))

@@ -102,7 +102,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
             _require_config_file(_config_path(argv))
         return flags.FLAGS(argv)
     except (UserError, flags.Error) as error:
-        _fail(error)
+        missing = re.match(r"flag (--\w+)=None: Flag --\w+ must have a value other than None", str(error))
+        _fail(UserError(f"{missing[1]} is required (see --help)") if missing else error)
     except (AttributeError, KeyError, TypeError):
         # ml_collections raises these for an override of a key that the config lacks.
         _fail_on_unknown_key(argv)

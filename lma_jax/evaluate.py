@@ -15,7 +15,9 @@ def define_flags() -> None:
     flags.DEFINE_string("dataset", None, "Data set. Default: that of the training run.")
     flags.DEFINE_string("split", None, "Split of the data set. Default: the validation split of the training run.")
     flags.DEFINE_string("data", None, "Folder of the data set's build. Default: that of the training run.")
-    flags.DEFINE_integer("batch_size", None, "Images a step. Default: that of the training run.", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size", None, "Images per batch, over all devices. Default: that of the training run.", lower_bound=1
+    )
 
 
 def main() -> None:
@@ -30,6 +32,7 @@ def main() -> None:
     from lma_jax.definition import split
     from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
     from lma_jax.training.evaluation import evaluate
+    from lma_jax.training.objective import loss_name
     from lma_jax.training.reporting.reporter import describe
     from lma_jax.training.step import make_eval_step
 
@@ -43,9 +46,10 @@ def main() -> None:
             f"{dataset} has {source.num_classes} classes, the checkpoint {metadata.num_classes}; to fit its head to "
             f"them, train with --config.dataset={dataset} --config.init_from={options.checkpoint}"
         )
+    metadata.require_classes(source.class_names, source.name)
     batch_size = options.batch_size or config["eval_batch_size"]
     if batch_size % jax.device_count():
-        raise UserError(f"--batch_size={batch_size} is no multiple of {jax.device_count()}, the number of devices")
+        raise UserError(f"--batch_size={batch_size} must be a multiple of the number of devices ({jax.device_count()})")
 
     mesh = data_mesh()
     model = restore_model(checkpoint, dtype=jnp.dtype(config["dtype"]), sharding=NamedSharding(mesh, REPLICATED))
@@ -54,7 +58,7 @@ def main() -> None:
     batches = eval_batches(
         source, preprocessing=preprocessing, batch_size=batch_size, reading=reading_from(metadata.config)
     )
-    eval_step = make_eval_step(definition, mesh, preprocessing=preprocessing)
+    eval_step = make_eval_step(definition, mesh, preprocessing=preprocessing, loss_name=loss_name(config))
     scores = evaluate(eval_step, params, batch_stats, to_device(batches, NamedSharding(mesh, SHARDED)))
     print(f"{metadata.model}, step {checkpoint.step:,}, on {len(source):,} images of {dataset}: {describe(scores)}")
 

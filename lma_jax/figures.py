@@ -77,7 +77,8 @@ def draw_maps(
     """
 
     def name_of(index: int) -> str:
-        return f"class {index}" if class_names is None else class_names[index]
+        name = str(index) if class_names is None else class_names[index]
+        return f"class {name}" if name.isdecimal() else name
 
     tiles: list[Tile] = []
     for name, image in images.items():
@@ -196,9 +197,9 @@ def _draw_panel(
     change = strip_h.imshow(change_h, extent=(0, channels, size, 0), **options)
 
     strip_w.set_title(
-        f"{layer}, {len(gate_h)} x {len(gate_w)} pixels: gate_w, a value a column", fontsize=9, loc="left"
+        f"{layer}, {len(gate_h)} x {len(gate_w)} pixels: gate_w, one value per column", fontsize=9, loc="left"
     )
-    strip_h.set_title("gate_h, a value a row", fontsize=9, loc="right")
+    strip_h.set_title("gate_h, one value per row", fontsize=9, loc="right")
     for height, drawn, label in (
         (4.6, product, "mean of gate_h · gate_w"),
         (3.9, change, "gate - mean of its channel"),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lma_jax.errors import UserError
 from lma_jax.preprocessing import Preprocessing
@@ -89,7 +89,7 @@ def read_image(path: str | Path, preprocessing: Preprocessing) -> np.ndarray:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except BadImageError as error:
-        raise UserError(f"{path} is no image that can be decoded ({error})") from error
+        raise UserError(f"{path} cannot be decoded as an image ({error})") from error
 
 
 def eval_image(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray:
@@ -173,6 +173,8 @@ def _decode_by_pillow(encoded: bytes) -> Image.Image:
             if image.mode.startswith("I;16"):  # Pillow would clip 16-bit values at 255
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadImageError(str(error)) from error
 

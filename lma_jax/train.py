@@ -26,10 +26,12 @@ def define_flags() -> None:
         "Folder that keeps compiled programs for the next start; empty for none.",
     )
     flags.DEFINE_bool("distributed", False, "Join the other processes that the cluster started.")
-    flags.DEFINE_string("coordinator", None, "Join the others at <host>:<port>, an address of process 0.")
+    flags.DEFINE_string("coordinator", None, "Address of process 0, as <host>:<port>.")
     flags.DEFINE_integer("num_processes", None, "Processes in the job.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Rank of this process, from 0.", lower_bound=0)
-    flags.DEFINE_bool("deterministic", True, "Have GPUs compute the same bits in every run; off is faster.")
+    flags.DEFINE_bool(
+        "deterministic", True, "Use deterministic GPU operations, for bit-identical runs; --nodeterministic is faster."
+    )
 
 
 def main() -> None:

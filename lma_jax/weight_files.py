@@ -90,7 +90,7 @@ def unwrap(content: Any) -> dict[str, Any]:
         content = inside[0]
     if not _is_state_dict(content):
         found = f"entries {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content)
-        raise UserError(f"it holds no state_dict (tensors by name), but {found}")
+        raise UserError(f"it holds no state_dict (a mapping of names to tensors), but {found}")
     state_dict = dict(content)
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state_dict)), None):
         state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}

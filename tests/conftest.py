@@ -53,7 +53,7 @@ def x64():
 
 @pytest.fixture
 def optimised():
-    """XLA optimises what is compiled during the test, for what runs too slowly otherwise."""
+    """Turns XLA's optimisations on, for tests whose programs would run too slowly without them."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -31,7 +31,7 @@ number: int = convert.to_torch(model)
 layer: str = lma_torch.LMA(64)
 """
 CHECKERS = {
-    # With the options and the cache of the project: only the place of the program is a user's.
+    # With the options and the cache of the project's own run, from which only the program's folder differs.
     "mypy": [f"--config-file={ROOT}/pyproject.toml", f"--cache-dir={ROOT}/.mypy_cache"],
     "basedpyright": ["--level=error", f"--pythonpath={sys.executable}"],
 }

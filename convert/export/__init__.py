@@ -51,7 +51,10 @@ def format_of(output: Path, *, framework: str | None = None, fold: bool = False)
     require_suffix(output, [suffix for suffix, row in FORMATS.items() if framework in (None, row.framework)])
     found = FORMATS[output.suffix]
     if fold and not found.is_program:
-        raise UserError(f"{output} would hold weights by name: batch normalisation can be folded in programs alone")
+        raise UserError(
+            f"{output} holds named weights: "
+            "batch normalisation can be folded in programs only (.pt2, .onnx, .stablehlo)"
+        )
     return found
 
 
@@ -71,5 +74,7 @@ def export(pair: VerifiedPair, output: Path, *, fold: bool = False) -> str:
             cannot be written.
     """
     format_of(output, fold=fold).write(pair, output, fold=fold)
-    layers = pair.metadata["verified"]["float64"]["layers"]
-    return f"{pair.metadata['model']} written to {output}; {layers} layers compute the same in both frameworks"
+    layers = pair.metadata["verified"]["float64"]["layers"] - 1  # without the logits
+    return (
+        f"{pair.metadata['model']} written to {output}; {layers} layers and the logits are the same in both frameworks"
+    )

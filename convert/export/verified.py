@@ -20,8 +20,8 @@ class VerifiedPair:
     Attributes:
         jax_model, torch_model: the pair.
         images: random images of the network's size, (N, H, W, 3), N > 1, float64.
-        metadata: model, num_classes, class_names, preprocessing, metrics, checkpoint, step and verified, the summary of
-            the verification; JSON can hold it.
+        metadata: model, num_classes, class_names, preprocessing, loss, metrics, checkpoint, step, and
+            verified, the summary of the verification; JSON can hold it.
     """
 
     jax_model: nnx.Module
@@ -51,6 +51,7 @@ def verified_pair(checkpoint: Checkpoint, *, source: str) -> VerifiedPair:
         "num_classes": described.num_classes,
         "class_names": described.class_names,
         "preprocessing": asdict(pair.preprocessing),
+        "loss": described.config["loss"],
         "metrics": dict(described.metrics),
         "checkpoint": source,
         "step": checkpoint.step,

@@ -1,9 +1,9 @@
-"""Reading checkpoints: what they hold, and whether it is what was saved."""
+"""Reads checkpoints and checks their checksums."""
 
 import json
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class DamagedError(Exception):
-    """The content of a checkpoint is not what was saved."""
+    """A checkpoint is unreadable or fails its checksum."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,22 @@ class Metadata:
         """The preprocessing of the config, which alone holds the image size, mean and standard deviation."""
         return preprocessing_from(self.config)
 
+    def require_classes(self, names: Sequence[str], source: str) -> None:
+        """Checks that data have the classes of the checkpoint, in the same order.
+
+        Args:
+            names: class names of the data.
+            source: what the data are, for the error.
+
+        Raises:
+            UserError: the class names differ. If the checkpoint has none, only their number is compared.
+        """
+        known = self.class_names or names
+        if len(names) != self.num_classes or tuple(known) != tuple(names):
+            pairs = zip(known, names)
+            first = next((f": {a!r} is called {b!r} there" for a, b in pairs if a != b), "")
+            raise UserError(f"the classes of {source} are not the {self.num_classes} classes of the checkpoint{first}")
+
     def to_json(self) -> dict[str, Any]:
         """The metadata as JSON can hold them."""
         return json.loads(json.dumps(asdict(self)))
@@ -66,7 +82,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint in host memory.
+    """A checkpoint in host memory, whose checksums are right.
 
     Attributes:
         step: number of training steps behind it.
@@ -82,7 +98,7 @@ class Checkpoint:
         return f"checkpoint {self.step}, a {self.metadata.model} with {self.metadata.num_classes} classes,"
 
     def evaluated(self) -> "Checkpoint":
-        """The same with the weights and statistics to evaluate alone: the moving average where the run kept one."""
+        """A copy with only the evaluated weights and statistics: the moving averages if the run kept them."""
         average = {path.removeprefix("ema/"): array for path, array in self.arrays.items() if path.startswith("ema/")}
         arrays = average or self.arrays
         kept = {path: array for path, array in arrays.items() if path.startswith(("params/", "batch_stats/"))}
@@ -90,7 +106,7 @@ class Checkpoint:
 
 
 def load_checkpoint(workdir: str | Path, step: str = "newest") -> Checkpoint:
-    """Reads and verifies one checkpoint of a training workdir.
+    """Reads one checkpoint of a training workdir and checks it.
 
     Args:
         workdir: folder of the run.
@@ -160,10 +176,10 @@ def newest_good(folder: Path) -> Checkpoint:
 
 
 def read(folder: Path, step: int) -> Checkpoint:
-    """Reads the checkpoint `folder`/`step` and verifies it.
+    """Reads the checkpoint `folder`/`step` and checks it.
 
     Raises:
-        DamagedError: it is not what was saved.
+        DamagedError: it is unreadable, fails its checksum, or was written by another version.
     """
     try:
         record = json.loads((folder / str(step) / "record" / "metadata").read_text())
@@ -176,7 +192,10 @@ def read(folder: Path, step: int) -> Checkpoint:
     for path, array in arrays.items():
         if _checksum(array) != record["checksums"][path]:
             raise DamagedError(f"{path} differs from its checksum")
-    return Checkpoint(step, arrays, Metadata.from_json(record["metadata"]))
+    try:
+        return Checkpoint(step, arrays, Metadata.from_json(record["metadata"]))
+    except TypeError as error:
+        raise DamagedError("its metadata are those of another version of this project") from error
 
 
 def _read_arrays(folder: Path, paths: list[str]) -> Arrays:

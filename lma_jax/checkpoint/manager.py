@@ -135,7 +135,7 @@ class Checkpoints:
             raise OSError(f"{free / 1e6:,.0f} MB are free on the disk, {1.1 * size / 1e6:,.0f} MB are needed")
 
     def _make_way(self, step: int) -> None:
-        """Renames a checkpoint of the same step, which was saved on a signal. `_clean_up` deletes it later."""
+        """Moves aside the checkpoint that a signal saved at this step. `_clean_up` deletes it later."""
         if (self._folder / str(step)).exists():
             (self._folder / str(step)).rename(self._folder / f"{step}{REPLACED}")
             self._manager.reload()

@@ -55,6 +55,8 @@ def _checked_name(name: str) -> str:
     import tensorflow_datasets as tfds
 
     taken = {"digits", "folder", *tfds.list_builders(with_community_datasets=False)}
+    if not name:
+        raise UserError("--folder needs --name as well, the name of the data set")
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in taken:
         raise UserError(f"--name={name} must be a word of a-z, 0-9 and _, and not the name of another data set")
     return name

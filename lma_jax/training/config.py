@@ -61,7 +61,7 @@ def _is_scale(scale: Any) -> bool:
 
 MODEL = Kind(lambda name: problem_with(name) is None, "one of lma_jax.list_models()")
 NAME = Kind(lambda value: isinstance(value, str) and value != "", "a name")
-TEXT = Kind(lambda value: isinstance(value, str), "a text, or empty")
+TEXT = Kind(lambda value: isinstance(value, str), "a string, which may be empty")
 FLAG = Kind(lambda value: isinstance(value, bool), "True or False")
 SEED = Kind(lambda value: _is_int(value) and 0 <= value < 2**31, "from 0 to 2**31 - 1")
 POSITIVE = Kind(lambda value: 0 < value < math.inf, "a finite number above 0")
@@ -95,7 +95,9 @@ KEYS = {
     "data_threads": Key(whole_number(1), "threads that decode images, in each process or worker", True),
     "data_workers": Key(whole_number(0), "processes that decode images instead of the threads of this one", True),
     "on_bad_image": Key(
-        one_of("error", "skip"), '"skip": the next image takes the place of one that cannot be decoded', True
+        one_of("error", "skip"),
+        '"skip": the next image replaces an undecodable one in training; evaluation leaves it out',
+        True,
     ),
     "image_size": Key(whole_number(1), "side of evaluation images, in pixels"),
     "train_image_size": Key(whole_number(1), "side of training images, in pixels"),
@@ -110,9 +112,9 @@ KEYS = {
     "target_threshold": Key(THRESHOLD, "targets above it become 1 and others 0, unless None"),
     "mixup": Key(NOT_NEGATIVE, "alpha of the Beta distribution of Mixup's weight; 0 is off"),
     "cutmix": Key(NOT_NEGATIVE, "the same for CutMix; with both, each takes half of the batches"),
-    "batch_size": Key(whole_number(1), "images a step, over all devices"),
-    "eval_batch_size": Key(whole_number(1), "images a batch of evaluation, over all devices", True),
-    "accumulate": Key(whole_number(1), "parts in which a device computes its share of a batch, to save memory"),
+    "batch_size": Key(whole_number(1), "global batch size"),
+    "eval_batch_size": Key(whole_number(1), "global batch size of evaluation", True),
+    "accumulate": Key(whole_number(1), "micro-batches whose gradients are averaged in a step, to save memory"),
     "remat": Key(FLAG, "recompute everything but convolutions in the backward pass, to save memory"),
     "epochs": Key(POSITIVE, "length of the run"),
     "optimizer": Key(one_of("sgd", "lamb"), "PyTorch's SGD, or LAMB"),

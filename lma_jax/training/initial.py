@@ -36,7 +36,7 @@ def load_initial(config: ConfigDict, state: TrainState) -> tuple[TrainState, str
     origin = f"weights of {config.init_from}"
     if exact:
         model = graft_lma(model, _shapes(config.model, num_classes=_num_classes(model)))
-        origin += ", LMA grafted on as a factor of 1"
+        origin += ", with LMA layers that leave its function unchanged"
     arrays, wanted = _arrays_of(model), to_arrays({"params": state.params, "batch_stats": state.batch_stats})
     head = {path: array for path, array in wanted.items() if path.startswith(HEADS)}
     if any(path in arrays and arrays[path].shape != array.shape for path, array in head.items()):

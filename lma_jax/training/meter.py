@@ -25,7 +25,7 @@ class Meter:
 
     Args:
         sums: sums of earlier steps, from `sums()`.
-        unit: what errors call a step.
+        unit: the word for a step in error messages.
     """
 
     def __init__(self, sums: Mapping[str, float] | None = None, *, unit: str = "step") -> None:

@@ -1,7 +1,7 @@
 """The objective of training: the loss, its targets, and the mixing of images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -28,11 +28,6 @@ class Objective:
     target_threshold: float | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
-
-    @property
-    def is_cross_entropy(self) -> bool:
-        """Whether it is the softmax cross-entropy of the labels, which evaluation measures."""
-        return self == Objective(self.num_classes)
 
     def mix(self, key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Images (N, H, W, C), mixed with their neighbours in the batch if asked for, and targets (N, num_classes)."""
@@ -70,6 +65,15 @@ def objective_from(values: Mapping[str, Any], *, num_classes: int) -> Objective:
     """The Objective among the `values` of a training config."""
     names = ("loss", "label_smoothing", "target_threshold", "mixup", "cutmix")
     return Objective(num_classes, **{name: values[name] for name in names})
+
+
+def loss_name(values: Mapping[str, Any]) -> str:
+    """What the softmax cross-entropy of the labels, which evaluation measures, is called among the metrics.
+
+    It is "loss" if the training config `values` minimises it or says nothing, and "cross_entropy" otherwise.
+    """
+    options = {item.name: values[item.name] for item in fields(Objective) if item.name in values}
+    return "loss" if Objective(**{"num_classes": 0, **options}) == Objective(num_classes=0) else "cross_entropy"
 
 
 def mixup(images: jax.Array, targets: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -30,7 +30,7 @@ from lma_jax.training.distributed import StopSignal
 from lma_jax.training.evaluation import evaluate
 from lma_jax.training.initial import load_initial
 from lma_jax.training.meter import Meter, NonFiniteError
-from lma_jax.training.objective import objective_from
+from lma_jax.training.objective import loss_name, objective_from
 from lma_jax.training.reporting.profiler import Profiler
 from lma_jax.training.reporting.reporter import Reporter
 from lma_jax.training.schedule import EpochClock, eval_steps, learning_rate_schedule
@@ -140,6 +140,7 @@ class Trainer:
                 f"{self.workdir} holds a run with another config: {', '.join(changed)}. Take another --workdir, "
                 "or resume with these values by --change_config"
             )
+        checkpoint.metadata.require_classes(self.train_source.class_names, self.train_source.name)
         state = fill(fresh, checkpoint.arrays, sharding=fresh.step.sharding, source=str(checkpoint))
         self.checkpoints.set_aside_after(checkpoint.step)
         self.meter = Meter(checkpoint.metadata.sums)
@@ -153,14 +154,14 @@ class Trainer:
         macs = count_macs(model, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
         return (
             f"{config.model}: {size:,} parameters, {macs / 1e9:.3f} G multiply-accumulates at {side} pixels; "
-            f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} processes\n"
+            f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} process(es)\n"
             f"{config.dataset}: {len(self.train_source):,} training and {len(self.val_source):,} validation images, "
             f"{self.train_source.num_classes} classes; {self.eval_steps[-1]:,} steps of {config.batch_size:,}"
         )
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Saves the state when a signal arrives, and tells what a loss or weight that is not finite leaves behind."""
+        """Saves the state on a signal, and adds the last good checkpoint to the error of a non-finite loss."""
         try:
             try:
                 yield
@@ -180,8 +181,8 @@ class Trainer:
             ) from error
 
     def _train_to_the_end(self, definition: Definition, resumed: Checkpoint | None) -> None:
-        loss_name = "loss" if self.objective.is_cross_entropy else "cross_entropy"
-        eval_step = make_eval_step(definition, self.mesh, preprocessing=self.preprocessing, loss_name=loss_name)
+        name = loss_name(self.config)
+        eval_step = make_eval_step(definition, self.mesh, preprocessing=self.preprocessing, loss_name=name)
         profiler = Profiler(self.profile_folder, start=self.step, total=self.eval_steps[-1])
         if resumed is not None and not resumed.metadata.metrics and self.step in self.eval_steps:
             self._evaluate(eval_step)  # a signal came between the last step and its evaluation
@@ -231,7 +232,7 @@ class Trainer:
         metadata = Metadata(
             model=self.config.model,
             num_classes=self.train_source.num_classes,
-            class_names=tuple(self.train_source.class_names),
+            class_names=self.train_source.class_names,
             config=self.config.to_dict(),
             metrics=metrics,
             sums=sums,

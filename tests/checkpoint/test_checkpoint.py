@@ -1,6 +1,9 @@
 """Checkpoints: exact, verified, and passed over where they are damaged."""
 
+import json
 import shutil
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +213,29 @@ def test_a_folder_without_checkpoints_is_refused_and_left_alone(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_checkpoint(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_data_must_have_the_classes_of_a_checkpoint():
+    metadata(val_top1=1.0).require_classes(("a", "b", "c"), "the data")
+    with pytest.raises(UserError, match="classes of pets are not the 3 classes of the checkpoint: 'b' is called 'x'"):
+        metadata().require_classes(("a", "x", "c"), "pets")
+    with pytest.raises(UserError, match="not the 3 classes of the checkpoint: 'a' is called 'b' there"):
+        metadata().require_classes(("b", "a", "c"), "pets")
+    with pytest.raises(UserError, match="not the 3 classes"):
+        metadata().require_classes(("a", "b"), "pets")
+    unknown = replace(metadata(), class_names=None)
+    unknown.require_classes(("x", "y", "z"), "pets")
+    with pytest.raises(UserError, match="not the 3 classes"):
+        unknown.require_classes(("x", "y"), "pets")
+
+
+def test_a_record_of_another_version_is_refused(tmp_path):
+    save(tmp_path, 1)
+    path = tmp_path / "checkpoints/1/record/metadata"
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    record["metadata"]["colour"] = "blue"
+    record["checksum"] = f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="its metadata are those of another version of this project"):
+        load_checkpoint(tmp_path, "1")

@@ -19,7 +19,7 @@ from tests.helpers.pairs import know_resnet10, register_resnet10
 
 pytestmark = pytest.mark.process
 
-# A narrow network keeps the commands short; the last test takes the whole road with ResNet-18.
+# A narrow network keeps the commands short; the last test goes from end to end with ResNet-18.
 TINY10 = ("--config=configs/digits.py", "--config.model=resnet10_lma", *SHORT)
 run = partial(commands.run, setup=know_resnet10)
 fail = partial(commands.fail, setup=know_resnet10)
@@ -235,12 +235,12 @@ def test_help_shows_the_command_and_its_options(module, options):
     assert all(f"  {option}:" in output for option in options)
 
 
-def test_the_whole_road_with_resnet18(tmp_path):
+def test_resnet18_from_end_to_end(tmp_path):
     """What `make demo` does, in fewer steps: train, export, verify, evaluate."""
     workdir, weights = tmp_path / "run", tmp_path / "resnet18_lma.safetensors"
     commands.run("lma_jax.train", *TINY, f"--workdir={workdir}")
     output = commands.run("convert.to_torch", f"--checkpoint={workdir}", f"--output={weights}")
-    assert "65 layers" in output
+    assert "64 layers and the logits" in output
     output = commands.run("convert.verify", f"--checkpoint={workdir}", f"--weights={weights}")
     assert "float64  64 of 64 layers passed\n" in output
     assert "float32  64 of 64 layers passed\n" in output

@@ -72,7 +72,7 @@ def test_an_export_of_weights_loads_in_pytorch_and_describes_itself(pair, suffix
     described = dict(model="resnet10_lma", num_classes=3, metrics={"val_top1": 90.0}, checkpoint="runs/r10", step=7)
     assert metadata.items() >= {**described, "preprocessing": PREPROCESSING}.items()
     assert metadata["verified"]["float64"]["passed"] == metadata["verified"]["float64"]["layers"] == 41
-    assert "layer1.0.attention.conv_h" in metadata["verified"]["not_compared"]
+    assert "layer1.0.attention.conv_h" in metadata["verified"]["not_verified"]
     assert metadata == read_weights(path)[1]
 
 
@@ -88,7 +88,7 @@ def test_every_format_belongs_to_one_command():
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_are_not_folded(pair, suffix, tmp_path):
-    with pytest.raises(UserError, match="folded in programs alone"):
+    with pytest.raises(UserError, match="folded in programs only"):
         export(pair, tmp_path / f"network{suffix}", fold=True)
     assert list(tmp_path.iterdir()) == []
 

@@ -48,22 +48,22 @@ def test_every_layer_is_compared_in_the_order_of_computation(pair, verification)
     assert f"float64  {len(layers) - 1} of {len(layers) - 1} layers passed" in text
 
 
-def test_layers_that_are_not_compared_are_listed(pair, verification):
+def test_layers_that_are_not_verified_are_listed(pair, verification):
     _, torch_model = pair
     compared = {row.layer for row in verification.differences}
-    assert not compared & set(verification.not_compared)
-    assert weighted_layers(torch_model) <= compared | set(verification.not_compared)
+    assert not compared & set(verification.not_verified)
+    assert weighted_layers(torch_model) <= compared | set(verification.not_verified)
     leaves = {name for name, module in torch_model.named_modules() if not list(module.children())}
-    assert leaves <= compared | set(verification.not_compared)
-    kernels = [name for name in verification.not_compared if name.endswith((".conv_h", ".conv_w"))]
+    assert leaves <= compared | set(verification.not_verified)
+    kernels = [name for name in verification.not_verified if name.endswith((".conv_h", ".conv_w"))]
     assert len(kernels) == 2 * sum(module.__class__.__name__ == "LMA" for module in torch_model.modules())
-    assert verification.summary()["not_compared"] == verification.not_compared
+    assert verification.summary()["not_verified"] == verification.not_verified
     for by_layer, shown in (
-        (True, verification.not_compared),
+        (True, verification.not_verified),
         (False, ["avgpool (1)", f"conv_h ({len(kernels) // 2})"]),
     ):
         text = " ".join(" ".join(verification.report(by_layer=by_layer)).split())
-        listed = text.partition("not compared: ")[2]
+        listed = text.partition("not verified: ")[2]
         assert all(name in listed for name in shown)
 
 
@@ -100,5 +100,5 @@ def test_every_attention_module_is_verified_layer_by_layer(attention, monkeypatc
     assert all(row.passed for row in verification.of("float64"))
     layers = {row.layer for row in verification.differences}
     assert {f"layer{stage}.0.attention" for stage in (1, 2, 3, 4)} <= layers or "layer1.1" in layers
-    # The groups of SA have an axis of their own in JAX, so that this output is not compared.
-    assert ("layer1.0.attention.norm" in verification.not_compared) == (attention == "sa")
+    # The groups of SA have an axis of their own in JAX, so that this output is not verified.
+    assert ("layer1.0.attention.norm" in verification.not_verified) == (attention == "sa")

@@ -94,7 +94,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "cat.png").write_bytes(noise())
     (tmp_path / "cut.png").write_bytes(noise()[:-30])
     np.testing.assert_array_equal(read_image(tmp_path / "cat.png", SMALL), eval_image(noise(), SMALL))
-    with pytest.raises(UserError, match=r"cut.png is no image that can be decoded"):
+    with pytest.raises(UserError, match=r"cut.png cannot be decoded as an image"):
         read_image(tmp_path / "cut.png", SMALL)
     with pytest.raises(UserError, match=r"cannot read .*dog.png: No such file"):
         read_image(tmp_path / "dog.png", SMALL)

@@ -16,7 +16,7 @@ from tests.helpers.weights import golden_weights
 def register_resnet10(patch: pytest.MonkeyPatch) -> None:
     """Makes resnet10 known to create_model in both frameworks: one block per stage, and an eighth of the channels.
 
-    It is for tests of what names a network by its name alone, such as a checkpoint.
+    For tests of checkpoints and commands, which know a network only by its name.
     """
     for package in (lma_jax, lma_torch):
         registry = package.registry

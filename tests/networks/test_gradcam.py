@@ -135,8 +135,8 @@ def test_a_map_of_one_pixel_is_pointed_out(draw, monkeypatch):
     [
         (dict(image="{tmp}/cat.jpg"), "cat.jpg does not exist"),
         (dict(image="{tmp}/folder.png"), "holds no images (.jpg"),
-        (dict(image="{tmp}/notes.txt"), "notes.txt is no image that can be decoded"),
-        (dict(image="{tmp}/cut"), "0.jpg is no image that can be decoded"),
+        (dict(image="{tmp}/notes.txt"), "notes.txt cannot be decoded as an image (not an image file)"),
+        (dict(image="{tmp}/cut"), "0.jpg cannot be decoded as an image"),
         (dict(checkpoint="{tmp}"), "holds no checkpoint"),
         (dict(step="8"), "holds no checkpoint '8'"),
         (dict(class_id=3), "--class_id=3: the network's classes are 0 to 2"),

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import digits
 from lma_jax.checkpoint.format import load_checkpoint
+from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.errors import InterruptedRun, UserError
 from lma_jax.training import trainer
 from lma_jax.training.reporting.metrics import read_metrics
@@ -160,6 +162,28 @@ def test_training_and_validation_must_have_the_same_classes(tmp_path):
         Image.new("RGB", (9, 9)).save(tmp_path / name / "1.png")
     with pytest.raises(UserError, match=r"train has 2 classes and .*val has 1, but 'dog' is in one of them only"):
         fit(tmp_path / "run", dataset="folder", data_dir=str(tmp_path), val_split="val")
+
+
+def test_a_run_resumes_only_on_the_same_classes(tmp_path, monkeypatch):
+    fit(tmp_path)
+    load = Checkpoints.load
+
+    def renamed(self):
+        checkpoint = load(self)
+        return replace(checkpoint, metadata=replace(checkpoint.metadata, class_names=tuple("abcdefghij")))
+
+    monkeypatch.setattr(Checkpoints, "load", renamed)
+    with pytest.raises(UserError, match="classes of digits train are not the 10 classes of the checkpoint: 'a' is"):
+        fit(tmp_path)
+
+
+def test_the_loss_of_validation_is_named_after_what_it_measures(tmp_path):
+    fit(tmp_path / "plain")
+    fit(tmp_path / "smooth", label_smoothing=0.1)
+    assert "val_loss" in read_metrics(tmp_path / "plain")[-1]
+    row = read_metrics(tmp_path / "smooth")[-1]
+    assert "val_cross_entropy" in row
+    assert "val_loss" not in row
 
 
 def test_a_run_on_an_image_folder_skips_and_counts_bad_files(tmp_path, capsys):

@@ -118,7 +118,7 @@ def test_a_run_starts_from_a_file_of_plain_pytorch_weights(tmp_path, suffix):
     config = tiny.recipe(model="resnet10_lma", init_from=str(tmp_path / f"plain{suffix}"), warm_start="exact")
     run = Trial(model="resnet10_lma")
     state, said = load_initial(config, run.state)
-    assert "LMA grafted on as a factor of 1, with a new head of 10 classes" in said
+    assert "with LMA layers that leave its function unchanged, with a new head of 10 classes" in said
     model: Any = run.definition.bind(state.params, state.batch_stats)
     model.eval()
     plain.eval()

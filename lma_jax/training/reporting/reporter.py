@@ -50,7 +50,7 @@ class Reporter:
         self._stack.__exit__(*exception)
 
     def line(self, text: str | Callable[[], str]) -> None:
-        """Prints a line, or what a function returns; in silent processes the function is not called."""
+        """Prints `text` or, if it is a function, its result. Only process 0 prints or calls it."""
         if self._reports:
             self._progress.line(text if isinstance(text, str) else text())
 
