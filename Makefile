@@ -45,5 +45,5 @@ $(VENV)/test: WHAT := --editable ".[train,fast,torch,flops,onnx]" --group test
 $(VENV)/demo $(VENV)/test: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt $(WHAT)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(WHAT)
 	touch $@

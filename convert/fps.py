@@ -42,11 +42,11 @@ def main() -> None:
     from convert.measure.fps import heading, ratios, table, to_json
     from convert.measure.plots import draw_fps
     from convert.measure.timing import measure
-    from lma_jax.registry import list_models
+    from lma_jax.registry import list_models, parts_of
 
     options = flags.FLAGS
     models = cli.models_named(options.model)
-    baselines = {name: name.partition("_")[0] if options.compare is None else options.compare for name in models}
+    baselines = {name: parts_of(name)[0] if options.compare is None else options.compare for name in models}
     compared = [*models, *baselines.values()] if options.compare != "" else models
     names = flag_values.choose("compare", compared, list_models())
     dtypes, sizes = (

@@ -22,11 +22,11 @@ class Backbone:
 
     Attributes:
         build: its constructor, called as `build(num_classes=, attention=, dtype=, param_dtype=, rngs=, **options)`.
-        placement: selects the placement in this kind of backbone.
+        select: selects the placement in this kind of backbone.
     """
 
     build: Callable[..., Network]
-    placement: Callable[[Placements], Placement | Unavailable]
+    select: Callable[[Placements], Placement | Unavailable]
 
 
 def in_resnet(placements: Placements) -> Placement | Unavailable:
@@ -49,22 +49,28 @@ BACKBONES: dict[str, Backbone] = {
 def list_models(pattern: str = "*") -> list[str]:
     """The sorted names that `create_model` takes and that match `pattern` (fnmatch)."""
     pairs = [(backbone, attention) for backbone in BACKBONES for attention in ATTENTIONS]
-    available = [pair for pair in pairs if isinstance(placement(*pair), Placement)]
+    available = [pair for pair in pairs if isinstance(placement_of(*pair), Placement)]
     return sorted(fnmatch.filter([*BACKBONES, *map("_".join, available)], pattern))
 
 
-def placement(backbone: str, attention: str) -> Placement | Unavailable:
+def parts_of(name: str) -> tuple[str, str]:
+    """The names of the backbone and of the attention, which is empty for a plain network."""
+    backbone, _, attention = name.partition("_")
+    return backbone, attention
+
+
+def placement_of(backbone: str, attention: str) -> Placement | Unavailable:
     """The placement of an attention module in a backbone, or the reason why there is none."""
-    return BACKBONES[backbone].placement(ATTENTIONS[attention])
+    return BACKBONES[backbone].select(ATTENTIONS[attention])
 
 
 def problem_with(name: str) -> str | None:
     """The reason why `create_model` does not take a name; None if it does."""
     if name in list_models():
         return None
-    backbone, _, attention = name.partition("_")
+    backbone, attention = parts_of(name)
     if backbone in BACKBONES and attention in ATTENTIONS:
-        found = placement(backbone, attention)
+        found = placement_of(backbone, attention)
         if isinstance(found, Unavailable):
             return f"there is no {name}: {found.reason}"
     return f"unknown model {name!r}, did you mean {nearest(name, list_models())!r}? (list_models() names all)"
@@ -94,10 +100,10 @@ def create_model(
     """
     if problem := problem_with(name):
         raise ValueError(problem)
-    backbone, _, attention = name.partition("_")
+    backbone, attention = parts_of(name)
     return BACKBONES[backbone].build(
         num_classes=num_classes,
-        attention=placement(backbone, attention) if attention else None,
+        attention=placement_of(backbone, attention) if attention else None,
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,

@@ -50,6 +50,8 @@ def init_weights(model: nn.Module) -> None:
     for module in model.modules():
         if not isinstance(module, nn.Conv2d | nn.Linear) or module in kept:
             continue
+        if module.weight.is_meta:  # nothing to draw, and PyTorch would import its compiler for it
+            continue
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         else:

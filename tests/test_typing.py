@@ -55,4 +55,4 @@ def test_the_version_has_one_value():
     assert project["dynamic"] == ["version"]
     assert lma_jax.__version__ == lma_torch.__version__
     assert f"version: {lma_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
-    assert f"## {lma_jax.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## {lma_jax.__version__}" in (ROOT / "CHANGELOG.md").read_text()

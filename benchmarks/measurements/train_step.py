@@ -18,7 +18,7 @@ from convert.measure.timing import Run, measure, speedup
 from lma_jax.data.batch import random_batch
 from lma_jax.definition import Definition
 from lma_jax.preprocessing import IMAGENET, normalize
-from lma_jax.registry import problem_with
+from lma_jax.registry import parts_of, problem_with
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
 from lma_jax.training.meter import Meter
 from lma_jax.training.objective import Objective
@@ -178,7 +178,7 @@ def problem_in(models: Iterable[str], modes: Iterable[str]) -> str | None:
 
 def backbone_of(model: str) -> str:
     """The plain network that `model` adds an attention module to."""
-    return model.partition("_")[0]
+    return parts_of(model)[0]
 
 
 def pairs(variants: Iterable[str]) -> list[tuple[str, str, str]]:

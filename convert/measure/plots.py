@@ -9,6 +9,7 @@ from convert.measure.runs import Variant
 from convert.measure.timing import Timing
 from lma_jax import files
 from lma_jax.errors import UserError
+from lma_jax.registry import parts_of
 
 # What is drawn against MACs: the label of the axis, and the colours of this project's figures.
 PANELS = {
@@ -29,16 +30,16 @@ def draw_table1(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         UserError: matplotlib is missing, or the file cannot be written.
     """
-    backbones = list(dict.fromkeys(record["model"].partition("_")[0] for record in records))
+    backbones = list(dict.fromkeys(parts_of(record["model"])[0] for record in records))
     figure = _figure(1 + 3.6 * len(backbones), 7.5)
     grid = figure.subplots(2, len(backbones), squeeze=False)
     for column, backbone in zip(grid.T, backbones):
-        own = [record for record in records if record["model"].partition("_")[0] == backbone]
+        own = [record for record in records if parts_of(record["model"])[0] == backbone]
         for axes, (name, (label, keys)) in zip(column, PANELS.items()):
             for number, record in enumerate(sorted(own, key=lambda record: record[f"paper_{name}"])):
                 giga, paper = record["macs"] / 1e9, record[f"paper_{name}"]
                 axes.plot(giga, paper, "o", markerfacecolor="none", color="black")
-                title = record["model"].partition("_")[2].upper() or "plain"
+                title = parts_of(record["model"])[1].upper() or "plain"
                 offset, side = ((6, "left"), (-6, "right"))[number % 2]  # neighbours are labelled on different sides
                 axes.annotate(title, (giga, paper), (offset, -3), textcoords="offset points", fontsize=8, ha=side)
                 for key, colour in keys.items():

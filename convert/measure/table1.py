@@ -17,6 +17,7 @@ from convert.measure.fps import images_per_second
 from convert.measure.paper import TABLE1, Published
 from convert.measure.timing import measure, speedup
 from lma_jax.errors import UserError, nearest
+from lma_jax.registry import parts_of
 
 
 @dataclass
@@ -147,7 +148,7 @@ def fill_fps(
 
 def backbone_of(row: Row) -> str:
     """The name of a row's backbone."""
-    return row.published.model.partition("_")[0]
+    return parts_of(row.published.model)[0]
 
 
 def records(rows: Iterable[Row]) -> list[dict[str, Any]]:

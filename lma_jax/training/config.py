@@ -181,7 +181,9 @@ def _require(config: ConfigDict, name: str, key: Key) -> None:
     if name == "model" and isinstance(value, str):
         raise UserError(f"config.model={value!r} is not allowed: {problem_with(value)}")
     hint = f", did you mean {nearest(str(value), key.kind.choices)!r}?" if key.kind.choices else ""
-    raise UserError(f"config.{name}={value!r} is not allowed{hint or ':'} it must be {key.kind.allowed}")
+    raise UserError(
+        f"config.{name}={value!r} is not allowed{hint or ':'} it must be {key.kind.allowed} ({key.description})"
+    )
 
 
 def _require_related(config: ConfigDict, name: str, accepted: bool, allowed: str) -> None:

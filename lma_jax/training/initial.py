@@ -7,17 +7,17 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
+from lma_jax import state_dict
 from lma_jax.checkpoint.format import Arrays, load_checkpoint, to_arrays
 from lma_jax.checkpoint.restore import fill, restore_model
 from lma_jax.definition import split
 from lma_jax.errors import UserError
 from lma_jax.registry import create_model
-from lma_jax.state_dict import from_state_dict, num_classes_of
 from lma_jax.training.graft import graft_lma
 from lma_jax.training.state import TrainState
 from lma_jax.weight_files import SUFFIXES, read_weights
 
-HEADS = ("params/fc/", "params/classifier/1/")
+HEADS = tuple(f"params/{name.removesuffix('weight').replace('.', '/')}" for name in state_dict.HEADS)
 
 
 def load_initial(config: ConfigDict, state: TrainState) -> tuple[TrainState, str]:
@@ -35,13 +35,13 @@ def load_initial(config: ConfigDict, state: TrainState) -> tuple[TrainState, str
     model = _read_model(Path(config.init_from), config.model.removesuffix("_lma") if exact else config.model)
     origin = f"weights of {config.init_from}"
     if exact:
-        model = graft_lma(model, _shapes(config.model, num_classes=_num_classes(model)))
+        model = graft_lma(model, _shapes(config.model, num_classes=_num_classes(_arrays_of(model))))
         origin += ", with LMA layers that leave its function unchanged"
     arrays, wanted = _arrays_of(model), to_arrays({"params": state.params, "batch_stats": state.batch_stats})
     head = {path: array for path, array in wanted.items() if path.startswith(HEADS)}
     if any(path in arrays and arrays[path].shape != array.shape for path, array in head.items()):
         arrays |= head
-        origin += f", with a new head of {_num_classes(state.params):,} classes"
+        origin += f", with a new head of {_num_classes(wanted):,} classes"
     arrays = {path: array.astype(wanted[path].dtype) if path in wanted else array for path, array in arrays.items()}
 
     def filled() -> dict[str, Any]:
@@ -62,10 +62,10 @@ def _read_model(path: Path, name: str) -> nnx.Module:
         if checkpoint.metadata.model != name:
             raise UserError(f"config.init_from={path} is a {checkpoint.metadata.model}, but a {name} is needed")
         return restore_model(checkpoint)
-    state_dict, _ = read_weights(path)
-    model = _shapes(name, num_classes=num_classes_of(state_dict) or 1000)
+    weights, _ = read_weights(path)
+    model = _shapes(name, num_classes=state_dict.num_classes_of(weights) or 1000)
     try:
-        return from_state_dict(model, state_dict)
+        return state_dict.from_state_dict(model, weights)
     except ValueError as error:
         raise UserError(f"cannot use {path} as weights of {name}: {error}") from error
 
@@ -80,8 +80,6 @@ def _arrays_of(model: nnx.Module) -> Arrays:
     return to_arrays({"params": params, "batch_stats": batch_stats})
 
 
-def _num_classes(network: Any) -> int:
-    """The size of the head of a network or of its parameters."""
-    params = split(network)[1] if isinstance(network, nnx.Module) else network
-    head = params["fc"] if "fc" in params else params["classifier"][1]
-    return len(head["bias"])
+def _num_classes(arrays: Arrays) -> int:
+    """The size of the head."""
+    return next(len(array) for path, array in arrays.items() if path.startswith(HEADS) and path.endswith("bias"))

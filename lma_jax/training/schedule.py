@@ -76,6 +76,9 @@ def learning_rate_schedule(config: ConfigDict, clock: EpochClock) -> optax.Sched
 
 
 def _decayed(peak: float, factor: float, steps: list[int]) -> optax.Schedule:
-    """`peak`, times `factor` after each of the `steps`."""
+    """`peak`, times `factor` after each of the `steps`.
+
+    optax.piecewise_constant_schedule would unroll hundreds of factors, which take seconds to compile.
+    """
     rates, ends = peak * factor ** np.arange(len(steps) + 1), np.asarray(steps, np.int32)
     return lambda step: jnp.asarray(rates)[jnp.searchsorted(jnp.asarray(ends), step, side="right")]

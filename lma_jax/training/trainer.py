@@ -71,7 +71,8 @@ class Trainer:
         self.objective = objective_from(config, num_classes=self.train_source.num_classes)
         self.clock = EpochClock(len(self.train_source), config.batch_size)
         self.eval_steps = eval_steps(config, self.clock)
-        self.optimizer = optimizer_from(config, learning_rate_schedule(config, self.clock))
+        self.schedule = learning_rate_schedule(config, self.clock)
+        self.optimizer = optimizer_from(config, self.schedule)
         self.mesh = data_mesh()
         self.state: TrainState | None = None
         self.step = 0
@@ -96,8 +97,16 @@ class Trainer:
             checkpoint = self.checkpoints.load()
             self.state, origin = self._resume(fresh, checkpoint) if checkpoint else self._start(fresh, definition)
             self.step = int(self.state.step)
-            reporter = Reporter(self.config, self.workdir, self.clock, start=self.step, eval_steps=self.eval_steps)
-            self.reporter = stack.enter_context(reporter)
+            self.reporter = stack.enter_context(
+                Reporter(
+                    self.config,
+                    self.workdir,
+                    self.clock,
+                    schedule=self.schedule,
+                    start=self.step,
+                    eval_steps=self.eval_steps,
+                )
+            )
             self.reporter.line(partial(self._description, definition))
             self.reporter.line(origin)
             with self._explained():

@@ -22,6 +22,8 @@ from lma_jax.weight_files import to_array, write_weights
 from tests.helpers.commands import fail, run
 from tests.helpers.pairs import golden_pair, know_resnet10, register_resnet10
 
+pytestmark = pytest.mark.deep
+
 
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch):

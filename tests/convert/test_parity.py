@@ -10,6 +10,8 @@ from lma_jax.attention import ATTENTIONS
 from tests.helpers.pairs import golden_pair, register_resnet10
 from tests.helpers.shapes import narrow_options
 
+pytestmark = pytest.mark.deep
+
 IMAGES = np.random.default_rng(0).normal(size=(2, 33, 40, 3))
 
 

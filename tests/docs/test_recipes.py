@@ -20,6 +20,8 @@ from lma_jax.definition import split
 from tests.helpers.commands import ROOT
 from tests.helpers.pairs import register_resnet10
 
+pytestmark = pytest.mark.deep
+
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 TITLES = HEADING.findall((ROOT / "docs/recipes.md").read_text())
 

@@ -108,6 +108,7 @@ def test_a_module_and_its_gradients_are_the_same_in_both_frameworks(name, shape,
     assert all(relative_error(jax_state[key], state[key]) < 1e-9 for key in running)
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("x64", "compile_each_layer_once")
 @pytest.mark.parametrize("name", PAIRS)
 def test_every_pair_computes_the_same_logits_in_both_frameworks(name):

@@ -18,6 +18,8 @@ from tests.helpers.arrays import normal, relative_error, to_nchw, to_nhwc
 from tests.helpers.shapes import jax_shapes, narrow_options, torch_shapes
 from tests.helpers.weights import golden_weights
 
+pytestmark = pytest.mark.deep
+
 GOLDEN = {"resnet18_lma": "resnet18", "mobilenetv2_lma": "mobilenet_v2"}
 LAST_BLOCK = {"resnet18_lma": "layer4.1", "mobilenetv2_lma": "features.18"}
 

@@ -25,7 +25,7 @@ LEFT = {
     "mobilenetv2_simam": 17,
 }
 
-pytestmark = pytest.mark.usefixtures("x64", "compile_each_layer_once")
+pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("x64", "compile_each_layer_once")]
 
 
 @pytest.mark.parametrize("name", LEFT)

@@ -21,7 +21,7 @@ from tests.helpers.weights import golden_weights
 TOLERANCE = 1e-9
 LABELS = np.array([1, 5])
 
-pytestmark = pytest.mark.usefixtures("x64", "compile_each_layer_once")
+pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("x64", "compile_each_layer_once")]
 
 
 def load(file: str) -> dict[str, dict[str, np.ndarray]]:

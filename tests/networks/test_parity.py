@@ -29,7 +29,7 @@ FLOAT32 = ("resnet18_lma", "resnet50_lma", "mobilenetv2_lma")
 SGD = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, MOMENTUM))
 
 
-pytestmark = pytest.mark.usefixtures("compile_each_layer_once")
+pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("compile_each_layer_once")]
 
 
 def batch(step):

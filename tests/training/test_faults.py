@@ -25,6 +25,8 @@ from lma_jax.training.trainer import Trainer
 from tests.helpers import tiny
 from tests.helpers.runs import assert_same_bits, deterministic
 
+pytestmark = pytest.mark.deep
+
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):

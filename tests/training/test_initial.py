@@ -26,6 +26,8 @@ from tests.helpers.shapes import jax_shapes, narrow_options, torch_shapes
 from tests.helpers.tiny import Trial
 from tests.helpers.weights import golden_weights
 
+pytestmark = pytest.mark.deep
+
 
 def filled(name: str, *, seed: int = 0) -> nnx.Module:
     options = narrow_options(name)

@@ -20,7 +20,7 @@ from tests.helpers.tiny import CLASSES, PREPROCESSING, Trial, assert_close, batc
 from tests.helpers.torch_tiny import TorchTiny
 from tests.helpers.torch_trial import STEPS, TorchTrial, assert_same_weights, train
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("x64")]
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from lma_jax.errors import UserError
@@ -16,7 +17,7 @@ from lma_jax.training.meter import Meter
 from lma_jax.training.reporting.metrics import MetricsWriter
 from lma_jax.training.reporting.pictures import draw_curves, draw_examples
 from lma_jax.training.reporting.progress import Progress
-from lma_jax.training.schedule import EpochClock, learning_rate_schedule
+from lma_jax.training.schedule import EpochClock
 
 
 class Reporter:
@@ -25,7 +26,16 @@ class Reporter:
     A file that cannot be written causes a warning, and training goes on. Only process 0 reports.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, clock: EpochClock, *, start: int, eval_steps: list[int]):
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        clock: EpochClock,
+        *,
+        schedule: optax.Schedule,
+        start: int,
+        eval_steps: list[int],
+    ):
         self._config = config
         self._workdir = workdir
         self._clock = clock
@@ -33,7 +43,6 @@ class Reporter:
         self._start = start
         self._eval_steps = eval_steps
         # All at once: a rate computed later would wait for the steps in flight.
-        schedule = learning_rate_schedule(config, clock)
         self._learning_rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(eval_steps[-1])))
 
     def __enter__(self) -> "Reporter":
