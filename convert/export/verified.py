@@ -51,7 +51,7 @@ def verified_pair(checkpoint: Checkpoint, *, source: str) -> VerifiedPair:
         "num_classes": described.num_classes,
         "class_names": described.class_names,
         "preprocessing": asdict(pair.preprocessing),
-        "loss": described.config["loss"],
+        "loss": described.config.get("loss"),
         "metrics": dict(described.metrics),
         "checkpoint": source,
         "step": checkpoint.step,

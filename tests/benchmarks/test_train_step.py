@@ -13,6 +13,8 @@ import train_step as command
 from measurements import train_step
 from measurements.train_step import Setting
 
+pytestmark = pytest.mark.deep
+
 SETTING = Setting(batch_size=2, image_size=32)
 
 

@@ -35,5 +35,5 @@ def test_unusable_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="holds no images"):
         images_for(SMALL, count=4, folder=str(tmp_path))
     (tmp_path / "bad.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"bad.png is no image"):
+    with pytest.raises(UserError, match=r"bad.png cannot be decoded as an image"):
         images_for(SMALL, count=4, folder=str(tmp_path))

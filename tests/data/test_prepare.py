@@ -33,7 +33,7 @@ def test_the_command_prepares_a_folder_once(tmp_path):
     [
         (dict(), "give one source"),
         (dict(archives="a", folder="b"), "give one source"),
-        (dict(folder="b"), "--name= must be a word"),
+        (dict(folder="b"), "--folder needs --name as well"),
         (dict(folder="b", name="Flowers"), "--name=Flowers must be a word"),
         (dict(folder="b", name="cifar10"), "not the name of another data set"),
         (dict(folder="b", name="folder"), "not the name of another data set"),

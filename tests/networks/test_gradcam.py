@@ -22,6 +22,8 @@ from lma_jax.errors import UserError
 from tests.helpers.commands import fail, run
 from tests.helpers.pairs import know_resnet10, register_resnet10
 
+pytestmark = pytest.mark.deep
+
 NAMES = ("cat", "dog", "great auk")
 
 

@@ -172,6 +172,7 @@ def test_a_run_resumes_only_on_the_same_classes(tmp_path, monkeypatch):
 
     def renamed(self):
         checkpoint = load(self)
+        assert checkpoint is not None
         return replace(checkpoint, metadata=replace(checkpoint.metadata, class_names=tuple("abcdefghij")))
 
     monkeypatch.setattr(Checkpoints, "load", renamed)

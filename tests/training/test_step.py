@@ -12,6 +12,8 @@ from tests.helpers import tiny
 from tests.helpers.pairs import register_resnet10
 from tests.helpers.tiny import Trial, assert_close, batch
 
+pytestmark = pytest.mark.deep
+
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
