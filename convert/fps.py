@@ -4,7 +4,7 @@ python -m convert.fps --model resnet50_lma --framework both --batch_size 1,32 --
 python -m convert.fps --model "resnet50*" --json fps.json --plot fps.png     every module against the plain backbone
 
 Variants take turns, one batch each in random order, since timings drift on shared machines; ratios are taken within a
-round. No timed batch compiles. float32 is what each framework makes of it by default (TF32 on recent GPUs).
+round. No timed batch compiles. float32 means each framework's default precision (TF32 on recent GPUs).
 """
 
 import itertools

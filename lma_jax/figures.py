@@ -58,7 +58,7 @@ def draw_maps(
     top: int = 5,
     report: Callable[[str], None] = print,
 ) -> Any:
-    """Draws each image beside one class activation map a layer, and reports its most probable classes.
+    """Draws each image beside one class activation map per layer, and reports its most probable classes.
 
     Args:
         model: a network.

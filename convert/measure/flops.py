@@ -228,7 +228,7 @@ def count(
 def legend() -> dict[str, str]:
     """What each column counts, and with which tool."""
     version = ptflops_version()
-    counter = f"ptflops {version}" if version else "own count by the rules of ptflops, which cannot be imported"
+    counter = f"ptflops {version}" if version else "counted here by the rules of ptflops, which cannot be imported"
     return {
         "jax, torch": "convolutions (LMA's two correlations among them) and matrix products, without biases; "
         f"from the jaxpr, and by torch.utils.flop_counter of PyTorch {torch.__version__}",

@@ -75,7 +75,7 @@ def counted(published: Published) -> Row:
 
 
 def difference(what: str, value: float, printed: str, unit: str) -> list[str]:
-    """A list of one mark if a value is not as printed with two decimals, else of none."""
+    """Explains why a value differs from the two printed decimals of the paper: one mark, or an empty list."""
     exact, hundredth = decimal.Decimal(value), decimal.Decimal("0.01")
     if str(exact.quantize(hundredth, decimal.ROUND_HALF_UP)) == printed:
         return []

@@ -7,7 +7,7 @@ import time
 
 
 def end_with_parent(parent: int, worker: int = 0, workers: int = 1) -> None:
-    """Makes this process end when process `parent` ends, and at no signal that `parent` receives as well.
+    """Ends this process when process `parent` ends, and makes it ignore SIGINT and SIGTERM, which the parent handles.
 
     Grain leaves its workers running when their parent is killed. Ctrl-C and a cluster's SIGTERM reach the workers too
     and would stop the data of a parent that is about to save.
