@@ -32,9 +32,9 @@ pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("x64", "compile_each_lay
 def test_a_folded_network_is_the_same_function_in_both_frameworks(name):
     options = {**OPTIONS, **narrow_options(name)}
     torch_model = torch_shapes(name, dtype=torch.float64, **options)
-    weights = well_conditioned_weights(torch_model, normal(4, 3, 33, 40, seed=1))
+    weights = well_conditioned_weights(torch_model, normal(4, 3, 40, 33, seed=1))
     jax_model = convert.to_jax(weights, jax_shapes(name, param_dtype=jnp.float64, **options))
-    x = normal(2, 3, 33, 40)
+    x = normal(2, 3, 40, 33)
     with torch.no_grad():
         expected = torch_model.eval()(torch.from_numpy(x))
         folded = lma_torch.fold_batch_norm(torch_model)

@@ -191,7 +191,7 @@ def test_features_and_head_have_the_documented_shapes(framework, name):
 def test_the_network_is_its_head_after_its_features(framework, name):
     options = dict(narrow_options(name), num_classes=10)
     weights = golden_weights(torch_shapes(name, **options))
-    images: Any = normal(2, 3, 33, 48).astype(np.float32)
+    images: Any = normal(2, 3, 40, 33).astype(np.float32)
     model: Any
     if framework == "torch":
         model = lma_torch.create_model(name, **options)

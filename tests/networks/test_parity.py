@@ -22,7 +22,7 @@ from tests.helpers.weights import well_conditioned_weights
 
 CLASSES = 11
 # Neither square nor of one parity; the last map is 2 x 2, so that BatchNorm sees 8 values a channel there.
-BATCH, HEIGHT, WIDTH = 2, 48, 33
+BATCH, HEIGHT, WIDTH = 2, 40, 33
 STEPS, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 5, 1e-3, 0.9, 1e-4
 # The other depths are the same blocks.
 FLOAT32 = ("resnet18_lma", "resnet50_lma", "mobilenetv2_lma")
