@@ -171,7 +171,7 @@ def _jax_outputs(model: nnx.Module, images: np.ndarray) -> dict[str, np.ndarray]
 
     # On a GPU, float32 would otherwise be rounded to TF32.
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        weights = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), images.dtype), weights)
+        weights = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, images.dtype)), weights)
         return {path: np.asarray(output) for path, output in forward(weights, jnp.asarray(images)).items()}
 
 

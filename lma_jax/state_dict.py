@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 
@@ -121,7 +121,8 @@ def from_state_dict(model: Model, state_dict: StateDict) -> Model:
     if problems:
         raise ValueError(f"the weights do not fit the model, {len(problems)} problems: " + "; ".join(problems))
     for variable, value in values:
-        variable.set_value(jnp.array(value, variable.dtype))  # a copy: the array may change
+        # A copy, since the array may change. NumPy casts it: jnp.array would compile a program for each shape.
+        variable.set_value(jax.device_put(np.array(value, variable.dtype, order="C")))
     return model
 
 

@@ -2,12 +2,15 @@
 
 import atexit
 import ctypes
+import functools
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 # In the environment before JAX is imported, so that subprocesses are set up alike and share the compiled programs.
 os.environ.setdefault(
@@ -36,12 +39,13 @@ gc.set_threshold(200_000)  # tracing makes millions of objects that stay
 
 @pytest.fixture(scope="module", autouse=True)
 def release_memory():
-    """Forgets the compiled programs after each module, and gives freed memory back: thousands would fill gigabytes."""
+    """Forgets the compiled programs after a module if they fill gigabytes."""
     yield
-    jax.clear_caches()
-    gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if sys.platform == "linux" else 0
+    if pages * os.sysconf("SC_PAGE_SIZE") > 2e9:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture
@@ -59,11 +63,18 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@functools.cache
+def compiled_layers() -> list[tuple[type, Any]]:
+    """The layers, and their calls compiled; made once, so that all modules share the programs."""
+    attentions = (getattr(module, name) for module in (channel, mixed) for name in module.__all__)
+    layers = (nnx.Conv, lma_jax.layers.BatchNorm, lma_jax.layers.ReLU6, lma_jax.LMA, *attentions)
+    return [(layer, nnx.jit(layer.__call__)) for layer in layers]
+
+
 @pytest.fixture(scope="module")
 def compile_each_layer_once():
     """Compiles a layer once for a shape, for all networks together; whole networks would take minutes."""
     with pytest.MonkeyPatch.context() as patch:
-        attentions = (getattr(module, name) for module in (channel, mixed) for name in module.__all__)
-        for layer in (nnx.Conv, lma_jax.layers.BatchNorm, lma_jax.layers.ReLU6, lma_jax.LMA, *attentions):
-            patch.setattr(layer, "__call__", nnx.jit(layer.__call__))
+        for layer, call in compiled_layers():
+            patch.setattr(layer, "__call__", call)
         yield

@@ -8,7 +8,9 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lma_jax.layers import Sequential
@@ -54,7 +56,7 @@ def _copy_variables(plain: nnx.Module, network: nnx.Module) -> None:
         for name, variable in vars(source).items():
             if isinstance(variable, nnx.Param | nnx.BatchStat):
                 copy = getattr(target, name)
-                copy.set_value(jnp.array(variable[...], copy.dtype))
+                copy.set_value(jax.device_put(np.array(variable[...], copy.dtype)))
 
 
 def _layers(module: nnx.Module) -> Iterator[nnx.Module]:
