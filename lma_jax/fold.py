@@ -6,14 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lma_jax.layers import BatchNorm, Sequential
-
-
-class Identity(nnx.Module):
-    """Returns its input."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x
+from lma_jax.layers import BatchNorm, Identity, Sequential
 
 
 def fold_batch_norm(model: nnx.Module) -> nnx.Module:

@@ -20,16 +20,14 @@ def kernel_size_for(channels: int) -> int:
     return max(1, size if size % 2 else size - 1)
 
 
-def correlate_channels(x: jax.Array, kernel: jax.Array, *, axis: int) -> jax.Array:
-    """Correlates `x` with `kernel` (K,) along the channels at `axis`, zero padded to the same shape.
+def correlate_channels(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Correlates `x` (..., C) with `kernel` (K,) along the channels, zero padded to the same shape.
 
     It is a sum of K shifted slices: XLA fuses it into one loop, which is faster than any one-channel convolution.
     """
-    half, channels = kernel.size // 2, x.shape[axis]
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (half, half)
-    padded = jnp.pad(x, padding)
-    shifted = [jax.lax.slice_in_dim(padded, k, k + channels, axis=axis) for k in range(kernel.size)]
+    half, channels = kernel.size // 2, x.shape[-1]
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(half, half)])
+    shifted = [padded[..., k : k + channels] for k in range(kernel.size)]
     return jnp.asarray(sum(kernel[k] * shifted[k] for k in range(kernel.size)))
 
 
@@ -98,27 +96,32 @@ class LMA(nnx.Module):
         self.conv_h = nnx.Conv(1, 1, (1, kernel_size), **options)
         self.conv_w = nnx.Conv(1, 1, (1, kernel_size), **options)
 
+    # It looks at its input through these means only: see profiles.py.
+    profiles = ("W", "H")
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., H, W, C) to the same shape."""
-        self._require(x)
-        logits_h, logits_w = self._logits(x, height=-3, width=-2, channel=-1)
+        logits_h, logits_w = self._logits(*self._profiles(x))
         return gate(x.astype(logits_h.dtype), logits_h, logits_w)
 
     def gates(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The gates (..., H, 1, C) and (..., 1, W, C) that scale `x`, each value between 0 and 1."""
-        self._require(x)
-        logits_h, logits_w = self._logits(x, height=-3, width=-2, channel=-1)
+        return self.gates_of(*self._profiles(x))
+
+    def gates_of(self, profile_h: jax.Array, profile_w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The same, from the means of the map along its width (..., H, 1, C) and along its height (..., 1, W, C)."""
+        logits_h, logits_w = self._logits(profile_h, profile_w)
         return jax.nn.sigmoid(logits_h), jax.nn.sigmoid(logits_w)
 
-    def _logits(self, x: jax.Array, *, height: int, width: int, channel: int) -> tuple[jax.Array, jax.Array]:
+    def _profiles(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        self._require(x)
         x = x if self.dtype is None else x.astype(self.dtype)
-        kernel_h = self.conv_h.kernel[...].reshape(-1).astype(x.dtype)
-        kernel_w = self.conv_w.kernel[...].reshape(-1).astype(x.dtype)
-        profile_h = x.mean(width, keepdims=True)
-        profile_w = x.mean(height, keepdims=True)
-        logits_h = correlate_channels(profile_h, kernel_h, axis=channel)
-        logits_w = correlate_channels(profile_w, kernel_w, axis=channel)
-        return logits_h, logits_w
+        return x.mean(-2, keepdims=True), x.mean(-3, keepdims=True)
+
+    def _logits(self, profile_h: jax.Array, profile_w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kernel_h = self.conv_h.kernel[...].reshape(-1).astype(profile_h.dtype)
+        kernel_w = self.conv_w.kernel[...].reshape(-1).astype(profile_w.dtype)
+        return correlate_channels(profile_h, kernel_h), correlate_channels(profile_w, kernel_w)
 
     def _require(self, x: jax.Array) -> None:
         if x.ndim < 3 or x.shape[-1] != self.channels or not jnp.issubdtype(x.dtype, jnp.floating):

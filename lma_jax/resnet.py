@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lma_jax.attention import Attention, Placement
-from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, Sequential, conv, init_weights, linear, undrawn
+from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, Sequential, conv, init_weights, linear, relu, undrawn
+from lma_jax.profiles import gated_projection, pays
 
 
 class Block(nnx.Module):
@@ -28,6 +29,12 @@ class Block(nnx.Module):
     def apply_attention(self, x: jax.Array, position: str) -> jax.Array:
         """Applies the attention module if `position` is its own; returns `x` unchanged otherwise."""
         return self.attention(x) if self.attention is not None and position == self.position else x
+
+    def apply_branch_end(self, x: jax.Array, conv: nnx.Conv, norm: BatchNorm) -> jax.Array:
+        """The branch's last convolution with its normalisation, and the attention module at the position "branch"."""
+        if self.position == "branch" and pays(self.attention, conv, norm, x):
+            return gated_projection(self.attention, conv, norm, x)
+        return self.apply_attention(norm(conv(x)), "branch")
 
 
 class BasicBlock(Block):
@@ -55,9 +62,11 @@ class BasicBlock(Block):
     def __call__(self, x: jax.Array) -> jax.Array:
         identity = x if self.downsample is None else self.downsample(x)
         x = nnx.relu(self.bn1(self.conv1(x)))
-        x = self.apply_attention(self.conv2(x), "conv")
-        x = self.apply_attention(self.bn2(x), "branch")
-        return nnx.relu(x + identity)
+        if self.position == "conv":
+            x = self.bn2(self.apply_attention(self.conv2(x), "conv"))
+        else:
+            x = self.apply_branch_end(x, self.conv2, self.bn2)
+        return relu(x + identity)
 
 
 class Bottleneck(Block):
@@ -89,8 +98,8 @@ class Bottleneck(Block):
         x = nnx.relu(self.bn1(self.conv1(x)))
         x = self.apply_attention(self.conv2(x), "conv")
         x = nnx.relu(self.bn2(x))
-        x = self.apply_attention(self.bn3(self.conv3(x)), "branch")
-        return nnx.relu(x + identity)
+        x = self.apply_branch_end(x, self.conv3, self.bn3)
+        return relu(x + identity)
 
 
 def shortcut(in_channels: int, channels: int, stride: int, **options: Any) -> Sequential | None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lma_jax.layers import SPATIAL_AXES, BatchNorm, conv2d, linear
+from lma_jax.profiles import ProfileAttention
 
 __all__ = ["ECA", "GC", "SE", "SRM", "GSoP"]
 
@@ -38,19 +39,21 @@ def profile_conv(kernel_size: int, **options: Any) -> nnx.Conv:
     return conv2d(1, 1, (1, kernel_size), padding=(0, kernel_size // 2), bias=False, **options)
 
 
-class SE(nnx.Module):
+class SE(ProfileAttention):
     """Squeeze-and-excitation (Hu, Shen, Sun, CVPR 2018): y = x * s(W2 relu(W1 mean(x) + b1) + b2)."""
+
+    profiles = ("HW",)
 
     def __init__(self, channels: int, **options: Any):
         self.fc1 = linear(channels, squeezed(channels), **options)
         self.fc2 = linear(squeezed(channels), channels, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        weights = nnx.sigmoid(self.fc2(nnx.relu(self.fc1(x.mean(SPATIAL_AXES)))))
-        return x * weights[:, None, None]
+    def gates_of(self, profile: jax.Array) -> tuple[jax.Array]:
+        """The gate (N, 1, 1, C) from the mean of the map."""
+        return (nnx.sigmoid(self.fc2(nnx.relu(self.fc1(profile)))),)
 
 
-class ECA(nnx.Module):
+class ECA(ProfileAttention):
     """Efficient channel attention (Wang et al., CVPR 2020): y = x * s(mean(x) correlated along the channels).
 
     Args:
@@ -58,14 +61,16 @@ class ECA(nnx.Module):
         kernel_size: odd; by default the odd number at or above (log2(C) + 1) / 2, truncated.
     """
 
+    profiles = ("HW",)
+
     def __init__(self, channels: int, *, kernel_size: int | None = None, **options: Any):
         if kernel_size is None:
             kernel_size = int((math.log2(channels) + 1) / 2) // 2 * 2 + 1
         self.conv = profile_conv(kernel_size, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        weights = nnx.sigmoid(self.conv(x.mean(SPATIAL_AXES)[:, None, :, None]))
-        return x * weights.reshape(len(x), 1, 1, -1)
+    def gates_of(self, profile: jax.Array) -> tuple[jax.Array]:
+        """The gate (N, 1, 1, C) from the mean of the map."""
+        return (nnx.sigmoid(self.conv(profile.mT).mT),)
 
 
 class SRM(nnx.Module):

@@ -9,6 +9,7 @@ from flax import nnx
 from lma_jax.attention.channel import profile_conv, squeezed, std
 from lma_jax.layers import SPATIAL_AXES, BatchNorm, conv2d, linear
 from lma_jax.lma import kernel_size_for
+from lma_jax.profiles import ProfileAttention
 
 __all__ = ["BAM", "CA", "CBAM", "MCA", "SA", "SGE", "TA", "SimAM"]
 
@@ -136,10 +137,12 @@ def affine(x: jax.Array, weight: nnx.Param, bias: nnx.Param) -> jax.Array:
     return x * weight[...].astype(x.dtype) + bias[...].astype(x.dtype)
 
 
-class CA(nnx.Module):
+class CA(ProfileAttention):
     """Coordinate attention (Hou, Zhou, Feng, CVPR 2021): y = x * g_w * g_h, both gates of one bottleneck over the
     profiles of the rows and of the columns.
     """
+
+    profiles = ("W", "H")
 
     def __init__(self, channels: int, **options: Any):
         width = max(8, channels // 32)
@@ -148,10 +151,11 @@ class CA(nnx.Module):
         self.conv_h = conv2d(width, channels, 1, **options)
         self.conv_w = conv2d(width, channels, 1, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        profiles = jnp.concatenate([x.mean(2, keepdims=True), x.mean(1, keepdims=True).swapaxes(1, 2)], 1)
-        rows, columns = jnp.split(nnx.hard_swish(self.bn1(self.conv1(profiles))), [x.shape[1]], 1)
-        return x * nnx.sigmoid(self.conv_w(columns)).swapaxes(1, 2) * nnx.sigmoid(self.conv_h(rows))
+    def gates_of(self, profile_h: jax.Array, profile_w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The gates (N, H, 1, C) and (N, 1, W, C) from the means of the map along its width and along its height."""
+        profiles = jnp.concatenate([profile_h, profile_w.swapaxes(1, 2)], 1)
+        rows, columns = jnp.split(nnx.hard_swish(self.bn1(self.conv1(profiles))), [profile_h.shape[1]], 1)
+        return nnx.sigmoid(self.conv_h(rows)), nnx.sigmoid(self.conv_w(columns)).swapaxes(1, 2)
 
 
 class SGE(nnx.Module):
