@@ -200,13 +200,14 @@ class BatchNorm(nnx.Module):
     Unlike flax.nnx.BatchNorm, it keeps the unbiased variance as running statistic and keeps statistics in float32 (or
     wider) under bfloat16, as PyTorch does.
 
-    Training reads its input once for both moments. They are taken about c, the mean of a sample of pixels, one of 64:
+    Training reads its input once for both moments. They are taken about c, the mean of a sample of pixels, one of 16:
 
         mean = c + E[x - c]        var = E[(x - c)^2] - E[x - c]^2
 
     Neither depends on c, which is a constant for derivatives. A sample of a share p of all values lies at most
-    1 / sqrt(p) = 8 standard deviations beside their mean, so that the subtraction never costs more than two digits,
-    however far from zero the values are. (That is why c is not the running mean, which at first is 0.)
+    1 / sqrt(p) = 4 standard deviations beside their mean, so that the subtraction costs little more than one digit,
+    however far from zero the values are. (That is why c is not the running mean, which at first is 0.) On TPUs, where a
+    convolution can add up its output while it computes it, c is the mean of all.
 
     Args:
         num_features: size of the last axis.
@@ -263,8 +264,10 @@ class BatchNorm(nnx.Module):
         if count < 2:
             raise ValueError(f"BatchNorm in training mode needs more than 1 value per channel, got shape {x.shape}")
         axes = range(x.ndim - 1)
-        sample = x[(slice(None), *[slice(None, None, 8)] * (x.ndim - 2))]
-        centre = jax.lax.stop_gradient(sample.mean(axes))
+        sample = (slice(None), *[slice(None, None, 4)] * (x.ndim - 2))
+        centre = jax.lax.platform_dependent(
+            jax.lax.stop_gradient(x), tpu=lambda x: x.mean(axes), default=lambda x: x[sample].mean(axes)
+        )
         offset = (x - centre).mean(axes)
         var = jnp.square(x - centre).mean(axes) - jnp.square(offset)
         if self.axis_name is not None:

@@ -11,9 +11,9 @@ same function of a mean of u, which is known before z is. For a 1x1 convolution 
     mean_W(z) = scale * (conv(mean_W(u)) - centre) + shift
 
 A k x k convolution of stride 1, zero padded by p = k // 2 to the same size, sums for its output at (h, w) the products
-of u at (h + i, w + j) with the kernel at (i, j), |i| <= p, |j| <= p. Over all w, column j of the kernel thus meets every
-column of u but those that it shifts out of the map: the last |j| ones for j < 0, the first j ones for j > 0. With S the
-sum over all columns, these are for k = 3
+of u at (h + i, w + j) with the kernel at (i, j), |i| <= p, |j| <= p. Over all w, column j of the kernel thus meets each
+column of u but those that it shifts out of the map: the last |j| for j < 0, the first j for j > 0. With S the sum over
+all columns, these are for k = 3
 
     (S - last, S, S - first) / W
 
@@ -22,13 +22,13 @@ both, likewise. The normalisation's statistics are those of the full map, in tra
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lma_jax.convolution import convolve
 from lma_jax.layers import Affine, BatchNorm, Identity, widened
 
 AXES = {"H": (-3,), "W": (-2,), "HW": (-3, -2)}
@@ -44,24 +44,24 @@ class ProfileAttention(nnx.Module):
 
     Attributes:
         profiles: the names of the profiles, see above.
+        gates_of: a method that takes them and returns the gates, each of the map's shape with size 1 along some axes;
+            the map is multiplied by all of them.
     """
 
     profiles: ClassVar[tuple[str, ...]]
-
-    def gates_of(self, *profiles: jax.Array) -> tuple[jax.Array, ...]:
-        """The gates, each of the map's shape with size 1 along some axes; the map is multiplied by all of them."""
-        raise NotImplementedError
+    gates_of: Callable[..., tuple[jax.Array, ...]]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return math.prod(self.gates_of(*(profile(x, name) for name in self.profiles)), start=x)
 
 
-def gated_projection(attention: Any, conv: nnx.Conv, norm: Any, u: jax.Array) -> jax.Array:
-    """attention(norm(conv(u))) for maps u (N, H, W, C), with the gates from profiles of u, see above.
+def gated_sum(attention: Any, conv: nnx.Conv, norm: Any, u: jax.Array, identity: jax.Array) -> jax.Array:
+    """attention(norm(conv(u))) + identity for maps u (N, H, W, C), with the gates from profiles of u, see above.
 
     Args:
         attention, conv, norm: modules for which `pays` holds.
         u: the input of `conv`.
+        identity: the other summand, (N, H, W, C').
     """
     # The barrier keeps the derivatives of conv and of the profiles apart: cuDNN would read their sum as a map.
     z = conv(jax.lax.optimization_barrier(u))
@@ -69,7 +69,7 @@ def gated_projection(attention: Any, conv: nnx.Conv, norm: Any, u: jax.Array) ->
     profiles = [profile_of_conv(conv, affine, u, name) for name in attention.profiles]
     first, *others = map(widened, attention.gates_of(*profiles))
     y = gated(widened(z) - affine.centre, affine.scale, affine.shift, first, math.prod(others, start=jnp.ones(())))
-    return y.astype(z.dtype)
+    return y.astype(z.dtype) + identity
 
 
 @jax.custom_jvp
@@ -92,7 +92,7 @@ def _gated_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax
 
 
 def pays(attention: Any, conv: Any, norm: Any, u: jax.Array) -> bool:
-    """Whether `gated_projection` may stand for attention(norm(conv(u))), and moves less.
+    """Whether `gated_sum` may stand for attention(norm(conv(u))), and moves less.
 
     `conv` and `norm` are of exactly the classes named here, since others, such as those of `intercept`, may do more;
     and no subclass of `attention` has changed its call alone. Convolutions of profiles cost (H + W) / HW of the map's:
@@ -100,10 +100,11 @@ def pays(attention: Any, conv: Any, norm: Any, u: jax.Array) -> bool:
     """
     if type(conv) is not nnx.Conv or type(norm) not in (BatchNorm, Identity):
         return False
-    size = conv.kernel_size[0]
-    keeps_size = conv.padding == ((size // 2, size // 2),) * 2 and size % 2 == 1
-    plain = (conv.strides, conv.kernel_dilation, conv.feature_group_count) == (1, 1, 1)
-    height, width = u.shape[1:3]
+    size, (height, width) = conv.kernel_size[0], u.shape[1:3]
+    keeps_size = conv.kernel_size == (size, size) and size % 2 == 1 and conv.padding == ((size // 2, size // 2),) * 2
+    numbers = (conv.strides, conv.kernel_dilation, conv.input_dilation, conv.feature_group_count)
+    options = (conv.mask, conv.precision, conv.preferred_element_type)
+    plain = numbers == (1, 1, 1, 1) and options == (None, None, None)
     is_large = size == 1 or 16 * (height + width) <= height * width
     return keeps_size and plain and is_large and _call_follows_gates(type(attention))
 
@@ -126,10 +127,12 @@ def profile_of_conv(conv: nnx.Conv, affine: Affine, u: jax.Array, name: str) -> 
     for axis in AXES[name]:
         u = shifted_means(u, axis, reach)
         padding[axis + 3] = (0, 0)
-    layout = ("NHWC", "HWIO", "NHWC")
-    y = u @ kernel[0, 0] if reach == 0 else convolve(u, kernel, (1, 1), padding, feature_group_count=1, dimension_numbers=layout)
+    if reach == 0:
+        y = u @ kernel[0, 0]
+    else:
+        y = jax.lax.conv_general_dilated(u, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     bias = 0 if conv.bias is None else conv.bias[...]
-    return y + ((bias - affine.centre) * affine.scale + affine.shift).astype(y.dtype)
+    return y + jnp.asarray((bias - affine.centre) * affine.scale + affine.shift, y.dtype)
 
 
 def shifted_means(u: jax.Array, axis: int, reach: int) -> jax.Array:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from lma_jax.attention import Attention, Placement
 from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, Sequential, conv, init_weights, linear, relu, undrawn
-from lma_jax.profiles import gated_projection, pays
+from lma_jax.profiles import gated_sum, pays
 
 
 class Block(nnx.Module):
@@ -30,11 +30,9 @@ class Block(nnx.Module):
         """Applies the attention module if `position` is its own; returns `x` unchanged otherwise."""
         return self.attention(x) if self.attention is not None and position == self.position else x
 
-    def apply_branch_end(self, x: jax.Array, conv: nnx.Conv, norm: BatchNorm) -> jax.Array:
-        """The branch's last convolution with its normalisation, and the attention module at the position "branch"."""
-        if self.position == "branch" and pays(self.attention, conv, norm, x):
-            return gated_projection(self.attention, conv, norm, x)
-        return self.apply_attention(norm(conv(x)), "branch")
+    def gates_first(self, conv: nnx.Conv, norm: BatchNorm, x: jax.Array) -> bool:
+        """Whether the gates of norm(conv(x)) are computed before it, from profiles of `x`: see profiles.py."""
+        return self.position == "branch" and pays(self.attention, conv, norm, x)
 
 
 class BasicBlock(Block):
@@ -62,10 +60,10 @@ class BasicBlock(Block):
     def __call__(self, x: jax.Array) -> jax.Array:
         identity = x if self.downsample is None else self.downsample(x)
         x = nnx.relu(self.bn1(self.conv1(x)))
-        if self.position == "conv":
-            x = self.bn2(self.apply_attention(self.conv2(x), "conv"))
-        else:
-            x = self.apply_branch_end(x, self.conv2, self.bn2)
+        if self.gates_first(self.conv2, self.bn2, x):
+            return relu(gated_sum(self.attention, self.conv2, self.bn2, x, identity))
+        x = self.apply_attention(self.conv2(x), "conv")
+        x = self.apply_attention(self.bn2(x), "branch")
         return relu(x + identity)
 
 
@@ -98,7 +96,9 @@ class Bottleneck(Block):
         x = nnx.relu(self.bn1(self.conv1(x)))
         x = self.apply_attention(self.conv2(x), "conv")
         x = nnx.relu(self.bn2(x))
-        x = self.apply_branch_end(x, self.conv3, self.bn3)
+        if self.gates_first(self.conv3, self.bn3, x):
+            return relu(gated_sum(self.attention, self.conv3, self.bn3, x, identity))
+        x = self.apply_attention(self.bn3(self.conv3(x)), "branch")
         return relu(x + identity)
 
 

@@ -95,26 +95,32 @@ class LMA(nn.Module):
         self.conv_h = nn.Conv2d(1, 1, (1, kernel_size), **options)
         self.conv_w = nn.Conv2d(1, 1, (1, kernel_size), **options)
 
+    # It looks at its input through these means only: see profiles.py.
+    profiles = ("W", "H")
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to the same shape, dtype and memory format."""
         self._require(x)
         # Reductions are fast only over the axes as they lie in memory.
         if x.is_contiguous(memory_format=torch.channels_last):
             x = x.permute(0, 2, 3, 1)
-            return gate(x, *self._logits(x, height=1, width=2, channel=3)).permute(0, 3, 1, 2)
-        return gate(x, *self._logits(x, height=2, width=3, channel=1))
+            logits = self._logits(x.mean(2, keepdim=True), mean_over_height(x, 1), channel=3)
+            return gate(x, *logits).permute(0, 3, 1, 2)
+        return gate(x, *self._logits(x.mean(3, keepdim=True), mean_over_height(x, 2), channel=1))
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The gates (N, C, H, 1) and (N, C, 1, W) that scale `x`, each value between 0 and 1."""
         self._require(x)
-        logits_h, logits_w = self._logits(x, height=2, width=3, channel=1)
+        return self.gates_of(x.mean(3, keepdim=True), mean_over_height(x, 2))
+
+    def gates_of(self, profile_h: Tensor, profile_w: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, from the means of the map along its width (N, C, H, 1) and along its height (N, C, 1, W)."""
+        logits_h, logits_w = self._logits(profile_h, profile_w, channel=1)
         return logits_h.sigmoid(), logits_w.sigmoid()
 
-    def _logits(self, x: Tensor, *, height: int, width: int, channel: int) -> tuple[Tensor, Tensor]:
-        kernel_h = self.conv_h.weight.flatten().to(x.dtype)
-        kernel_w = self.conv_w.weight.flatten().to(x.dtype)
-        profile_h = x.mean(width, keepdim=True)
-        profile_w = mean_over_height(x, height)
+    def _logits(self, profile_h: Tensor, profile_w: Tensor, *, channel: int) -> tuple[Tensor, Tensor]:
+        kernel_h = self.conv_h.weight.flatten().to(profile_h.dtype)
+        kernel_w = self.conv_w.weight.flatten().to(profile_w.dtype)
         logits_h = correlate_channels(profile_h, kernel_h, dim=channel)
         logits_w = correlate_channels(profile_w, kernel_w, dim=channel)
         return logits_h, logits_w

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lma_torch.attention import Attention, Placement
 from lma_torch.layers import Network, conv, init_weights
+from lma_torch.profiles import gated_sum, pays
 
 
 class Block(nn.Module):
@@ -26,6 +27,10 @@ class Block(nn.Module):
     def apply_attention(self, x: Tensor, position: str) -> Tensor:
         """Applies the attention module if `position` is its own; returns `x` unchanged otherwise."""
         return self.attention(x) if self.attention is not None and position == self.position else x
+
+    def gates_first(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> bool:
+        """Whether the gates of norm(conv(x)) are computed before it, from profiles of `x`: see profiles.py."""
+        return self.position == "branch" and pays(self.attention, conv, norm, x)
 
 
 class BasicBlock(Block):
@@ -55,6 +60,8 @@ class BasicBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
+        if self.gates_first(self.conv2, self.bn2, x):
+            return self.relu(gated_sum(self.attention, self.conv2, self.bn2, x, identity))
         x = self.apply_attention(self.conv2(x), "conv")
         x = self.apply_attention(self.bn2(x), "branch")
         return self.relu(x + identity)
@@ -91,6 +98,8 @@ class Bottleneck(Block):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.apply_attention(self.conv2(x), "conv")
         x = self.relu(self.bn2(x))
+        if self.gates_first(self.conv3, self.bn3, x):
+            return self.relu(gated_sum(self.attention, self.conv3, self.bn3, x, identity))
         x = self.apply_attention(self.bn3(self.conv3(x)), "branch")
         return self.relu(x + identity)
 

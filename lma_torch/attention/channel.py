@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lma_torch.layers import SPATIAL_AXES
+from lma_torch.profiles import ProfileAttention
 
 __all__ = ["ECA", "GC", "SE", "SRM", "GSoP"]
 
@@ -36,8 +37,10 @@ def profile_conv(kernel_size: int, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(1, 1, (1, kernel_size), padding=(0, kernel_size // 2), bias=False, **options)
 
 
-class SE(nn.Module):
+class SE(ProfileAttention):
     """Squeeze-and-excitation (Hu, Shen, Sun, CVPR 2018): y = x * s(W2 relu(W1 mean(x) + b1) + b2)."""
+
+    profiles = ("HW",)
 
     def __init__(self, channels: int, **options: Any):
         super().__init__()
@@ -46,18 +49,23 @@ class SE(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.fc2 = nn.Linear(squeezed(channels), channels, **options)
 
+    def gates_of(self, profile: Tensor) -> tuple[Tensor]:
+        """The gate (N, C, 1, 1) from the mean of the map."""
+        return (self.fc2(self.relu(self.fc1(profile.flatten(1)))).sigmoid()[:, :, None, None],)
+
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.fc2(self.relu(self.fc1(self.pool(x).flatten(1)))).sigmoid()
-        return x * weights[:, :, None, None]
+        return x * self.gates_of(self.pool(x))[0]
 
 
-class ECA(nn.Module):
+class ECA(ProfileAttention):
     """Efficient channel attention (Wang et al., CVPR 2020): y = x * s(mean(x) correlated along the channels).
 
     Args:
         channels: C.
         kernel_size: odd; by default the odd number at or above (log2(C) + 1) / 2, truncated.
     """
+
+    profiles = ("HW",)
 
     def __init__(self, channels: int, *, kernel_size: int | None = None, **options: Any):
         super().__init__()
@@ -66,9 +74,12 @@ class ECA(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.conv = profile_conv(kernel_size, **options)
 
+    def gates_of(self, profile: Tensor) -> tuple[Tensor]:
+        """The gate (N, C, 1, 1) from the mean of the map."""
+        return (self.conv(profile.flatten(1)[:, None, None]).sigmoid()[:, 0, 0, :, None, None],)
+
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.conv(self.pool(x).flatten(1)[:, None, None]).sigmoid()
-        return x * weights[:, 0, 0, :, None, None]
+        return x * self.gates_of(self.pool(x))[0]
 
 
 class SRM(nn.Module):

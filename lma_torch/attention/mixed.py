@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lma_torch.attention.channel import profile_conv, squeezed, std
 from lma_torch.layers import SPATIAL_AXES
 from lma_torch.lma import kernel_size_for
+from lma_torch.profiles import ProfileAttention
 
 __all__ = ["BAM", "CA", "CBAM", "MCA", "SA", "SGE", "TA", "SimAM"]
 
@@ -140,10 +141,12 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x * weight[:, None, None] + bias[:, None, None]
 
 
-class CA(nn.Module):
+class CA(ProfileAttention):
     """Coordinate attention (Hou, Zhou, Feng, CVPR 2021): y = x * g_w * g_h, both gates of one bottleneck over the
     profiles of the rows and of the columns.
     """
+
+    profiles = ("W", "H")
 
     def __init__(self, channels: int, **options: Any):
         super().__init__()
@@ -154,10 +157,12 @@ class CA(nn.Module):
         self.conv_h = nn.Conv2d(width, channels, 1, **options)
         self.conv_w = nn.Conv2d(width, channels, 1, **options)
 
-    def forward(self, x: Tensor) -> Tensor:
-        profiles = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).mT], 2)
-        rows, columns = self.activation(self.bn1(self.conv1(profiles))).split([x.size(2), x.size(3)], 2)
-        return x * self.conv_w(columns).sigmoid().mT * self.conv_h(rows).sigmoid()
+    def gates_of(self, profile_h: Tensor, profile_w: Tensor) -> tuple[Tensor, Tensor]:
+        """The gates (N, C, H, 1) and (N, C, 1, W) from the means of the map along its width and along its height."""
+        profiles = torch.cat([profile_h, profile_w.mT], 2)
+        sizes = [profile_h.size(2), profile_w.size(3)]
+        rows, columns = self.activation(self.bn1(self.conv1(profiles))).split(sizes, 2)
+        return self.conv_h(rows).sigmoid(), self.conv_w(columns).sigmoid().mT
 
 
 class SGE(nn.Module):
