@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lma_jax.fold import fold_batch_norm
     from lma_jax.lma import LMA, kernel_size_for
     from lma_jax.mobilenetv2 import InvertedResidual, MobileNetV2
+    from lma_jax.profiles import ProfileAttention
     from lma_jax.registry import create_model, list_models
     from lma_jax.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -20,6 +21,7 @@ __all__ = [
     "Bottleneck",
     "InvertedResidual",
     "MobileNetV2",
+    "ProfileAttention",
     "ResNet",
     "create_model",
     "fold_batch_norm",
@@ -35,6 +37,7 @@ _MODULES = {
     "lma": ("LMA", "kernel_size_for"),
     "resnet": ("BasicBlock", "Bottleneck", "ResNet"),
     "mobilenetv2": ("InvertedResidual", "MobileNetV2"),
+    "profiles": ("ProfileAttention",),
     "registry": ("create_model", "list_models"),
     "attention": ("register_attention",),
     "cam": ("grad_cam", "grad_cam_plus_plus"),
