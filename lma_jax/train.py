@@ -30,7 +30,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_processes", None, "Processes in the job.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Rank of this process, from 0.", lower_bound=0)
     flags.DEFINE_bool(
-        "deterministic", True, "Use deterministic GPU operations, for bit-identical runs; --nodeterministic is faster."
+        "deterministic",
+        True,
+        "Only GPU operations that give the same bits each time, for exact resumption (with --compilation_cache, which "
+        "keeps the program that was tuned; without it, nothing is tuned). --nodeterministic is the fastest.",
     )
 
 
@@ -42,7 +45,10 @@ def main() -> None:
     if 0 < len(missing) < len(job) and not options.distributed:
         raise UserError(f"a job of several processes needs {' and '.join(missing)} as well")
     if options.deterministic:  # read when JAX starts
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+        # Tuning picks the fastest of several exact algorithms by time, differently each time: a run may be tuned if its
+        # program is kept.
+        kind = "exclude_nondeterministic_ops" if options.compilation_cache else "deterministic_ops"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_{kind}=true".strip()
 
     # Tracing allocates millions of long-lived objects; collecting them at the default threshold takes a tenth of the
     # start-up.

@@ -131,8 +131,12 @@ def kept_bytes(definition: Definition, state: TrainState, images: jax.Array, *, 
 
 def torch_step(model: str, setting: Setting, *, compiled: bool = False) -> Run:
     """The same step in PyTorch, channels_last, with autocast if the dtype is bfloat16."""
+    return torch_step_of(lma_torch.create_model(model), setting, compiled=compiled)
+
+
+def torch_step_of(network: Any, setting: Setting, *, compiled: bool = False) -> Run:
+    """The step of `torch_step` for any classifier of images (N, 3, H, W)."""
     device = torch.device("cuda" if setting.device == "gpu" else "cpu")
-    network: Any = lma_torch.create_model(model)
     network = network.to(device, memory_format=torch.channels_last).train()
     parameters = network.parameters()
     optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
