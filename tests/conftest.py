@@ -31,6 +31,7 @@ from flax import nnx
 
 import lma_jax
 import lma_jax.layers
+import lma_jax.profiles
 from lma_jax.attention import channel, mixed
 
 torch.set_num_threads(1)  # its threads would spin against those of XLA
@@ -71,10 +72,17 @@ def compiled_layers() -> list[tuple[type, Any]]:
     return [(layer, nnx.jit(layer.__call__)) for layer in layers]
 
 
+compiled_affine = nnx.jit(lma_jax.layers.BatchNorm.affine)
+compiled_gated = jax.jit(lma_jax.profiles.gated)
+
+
 @pytest.fixture(scope="module")
 def compile_each_layer_once():
     """Compiles a layer once for a shape, for all networks together; whole networks would take minutes."""
     with pytest.MonkeyPatch.context() as patch:
         for layer, call in compiled_layers():
             patch.setattr(layer, "__call__", call)
+        # Compiled as well, so that a block rounds as these layers do.
+        patch.setattr(lma_jax.layers.BatchNorm, "affine", compiled_affine)
+        patch.setattr(lma_jax.profiles, "gated", compiled_gated)
         yield
