@@ -2,13 +2,17 @@
 
 They are counted in the program's text, since XLA's own count includes what stays on the chip. A kernel reads each
 operand once and writes each result once; an operand of which a fusion reads slices only counts as those slices.
+In the text of a scheduled program, the instructions stand in the order in which they run.
 """
 
+import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+
+from measurements.hlo_flops import flops_of
 
 # Instructions that move nothing; nor does the second half of an asynchronous pair, "...-done".
 _FREE = {
@@ -19,6 +23,7 @@ _FREE = {
 _TRANSFERS = {"copy-start": 0, "slice-start": 1}
 _CALLS = {"call": "to_apply", "while": "body", "async-start": "calls"}
 _SLICES = {"slice", "dynamic-slice", "gather"}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 _BITS = re.compile(r"^\D*(\d+)")
 
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
@@ -28,7 +33,7 @@ _TILE = re.compile(r"T\(([\d,]+)\)")
 
 
 def array_bytes(shape: str) -> int:
-    """Bytes in device memory of an array or a tuple of them, as XLA writes shapes: padded to tiles, 0 if on the chip."""
+    """Bytes in device memory of the arrays in a shape as XLA writes it: padded to tiles, 0 for those on the chip."""
     return sum(_one_array(*found) for found in _ARRAY.findall(shape))
 
 
@@ -66,18 +71,27 @@ class Instruction:
 
     def attribute(self, name: str) -> str | None:
         """The computation, or the word, that an attribute names."""
-        found = re.search(rf"[ ,]{name}=%?([\w.\-]+)", self.text)
+        found = re.search(rf'[ ,]{name}="?%?([\w.$-]+)', self.text)
         return found[1] if found else None
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A launch of the device: its name in the program, what it is, and the bytes that it reads and writes."""
+    """A launch of the device.
+
+    Attributes:
+        name: in the program.
+        kind: the operation, or the target of a custom call.
+        read, written: bytes in device memory.
+        flops: of its convolutions and matrix products.
+        text: its operands and attributes.
+    """
 
     name: str
     kind: str
     read: int
     written: int
+    flops: int
     text: str
 
     @property
@@ -103,31 +117,40 @@ class Program:
     @cached_property
     def kernels(self) -> list[Kernel]:
         """The launches in the order of the program; those in a loop of known length as often as it runs."""
-        return list(self._kernels(self.entry))
+        return list(self.launches(self.entry))
 
-    def _kernels(self, computation: str) -> Iterator[Kernel]:
-        instructions = self.computations[computation]
-        for one in instructions.values():
-            if one.opcode in _FREE or one.opcode.endswith("-done"):
-                continue
-            if one.opcode in _TRANSFERS:
-                source = instructions[one.operands[0]].shape
-                target = _SHAPE.findall(one.shape)[_TRANSFERS[one.opcode]]
-                read = math.ceil(array_bytes(source) * elements(target) / elements(source))
-                yield Kernel(one.name, one.opcode, read, array_bytes(target), one.text)
-                continue
-            if one.opcode in _CALLS and (inner := one.attribute(_CALLS[one.opcode])) in self.computations:
-                trips = re.search(r'known_trip_count":\{"n":"(\d+)"', one.text) if one.opcode == "while" else None
-                for _ in range(int(trips[1]) if trips else 1):
-                    yield from self._kernels(str(inner))
-                continue
-            inner = one.attribute("calls") if one.opcode == "fusion" else None
-            read = sum(
-                self._read(inner, number, instructions[name].shape)
-                for number, name in enumerate(one.operands)
-                if name in instructions and one.operands.index(name) == number
-            )
-            yield Kernel(one.name, one.attribute("custom_call_target") or one.opcode, read, array_bytes(one.shape), one.text)
+    def launches(self, computation: str) -> Iterator[Kernel]:
+        """The launches of one computation."""
+        for one in self.computations[computation].values():
+            yield from self.launches_of(one, self.computations[computation])
+
+    def launches_of(self, one: Instruction, among: Mapping[str, Instruction]) -> Iterator[Kernel]:
+        """The launches of an instruction, whose operands are `among` others."""
+        if one.opcode in _FREE or one.opcode.endswith("-done"):
+            return
+        if one.opcode in _CALLS and (inner := one.attribute(_CALLS[one.opcode])) in self.computations:
+            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', one.text) if one.opcode == "while" else None
+            for _ in range(int(trips[1]) if trips else 1):
+                yield from self.launches(str(inner))
+            return
+        yield _transfer(one, among) if one.opcode in _TRANSFERS else self._kernel(one, among)
+
+    def _kernel(self, one: Instruction, among: Mapping[str, Instruction]) -> Kernel:
+        fusion = one.attribute("calls") if one.opcode == "fusion" else None
+        read = sum(
+            self._read(fusion, number, among[name].shape)
+            for number, name in enumerate(one.operands)
+            if name in among and one.operands.index(name) == number
+        )
+        kind = one.attribute("custom_call_target") or one.opcode
+        return Kernel(one.name, kind, read, array_bytes(one.shape), self._flops(one, among), one.text)
+
+    def _flops(self, one: Instruction, among: Mapping[str, Instruction]) -> int:
+        """The FLOPs of an instruction; those of a fusion lie in its computation."""
+        inside = self.computations.get(one.attribute("calls") or "") if one.opcode == "fusion" else None
+        if inside is not None:
+            return sum(self._flops(inner, inside) for inner in inside.values())
+        return flops_of(one.opcode, one.text, [among[name].shape for name in one.operands if name in among], one.shape)
 
     def _read(self, fusion: str | None, number: int, shape: str) -> int:
         """Bytes of an operand that a kernel reads: of its slices, if its fusion uses nothing else of it."""
@@ -154,16 +177,20 @@ class Program:
         return total if users else None
 
 
+def _transfer(one: Instruction, among: Mapping[str, Instruction]) -> Kernel:
+    """A copy between memories: it reads as much of its source as it writes, in the layout of the source."""
+    source, target = among[one.operands[0]].shape, _SHAPE.findall(one.shape)[_TRANSFERS[one.opcode]]
+    read = math.ceil(array_bytes(source) * elements(target) / elements(source))
+    return Kernel(one.name, one.opcode, read, array_bytes(target), 0, one.text)
+
+
 def _parse(line: str) -> Instruction | None:
     line = re.sub(r"/\*.*?\*/", "", line)
     match = _INSTRUCTION.match(line)
     if match is None:
         return None
     root, name, shape, opcode, rest = match.groups()
-    depth, end = 1, 0
-    for end, letter in enumerate(rest):
-        depth += (letter in "({[") - (letter in ")}]")
-        if depth == 0:
-            break
+    depths = itertools.accumulate((letter in "({[") - (letter in ")}]") for letter in rest)
+    end = next((place for place, depth in enumerate(depths) if depth < 0), len(rest))
     operands = tuple(re.findall(r"%([\w.\-]+)", rest[:end]))
     return Instruction(name, shape, opcode, operands, rest, bool(root))

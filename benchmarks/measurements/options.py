@@ -15,6 +15,27 @@ def count(text: str) -> int:
     return int(text)
 
 
+def counts(text: str, *, most: int) -> list[int]:
+    """Parses whole numbers from 1 to `most`, separated by commas."""
+    found = [count(number) for number in text.split(",")]
+    if max(found) > most:
+        raise argparse.ArgumentTypeError(f"takes whole numbers up to {most}, not {max(found)}")
+    return found
+
+
+def number(text: str) -> int:
+    """Parses a whole number, which may be 0."""
+    return 0 if text == "0" else count(text)
+
+
+def assignments(text: str) -> dict[str, str | bool]:
+    """Parses name=value,...; the values true and false become bools."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
+        raise argparse.ArgumentTypeError(f"takes name=value,..., not {wrong[0]!r}")
+    return {name: {"true": True, "false": False}.get(value.lower(), value) for name, _, value in pairs}
+
+
 SHARED: dict[str, dict[str, Any]] = {
     "model": dict(help="a name of list_models()"),
     "batch_size": dict(type=count, help="images per batch"),
