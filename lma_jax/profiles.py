@@ -95,9 +95,9 @@ def pays(attention: Any, conv: Any, norm: Any, u: jax.Array) -> bool:
     """Whether `gated_sum` may stand for attention(norm(conv(u))), and moves less.
 
     `conv` and `norm` are of exactly the classes named here, since others, such as those of `intercept`, may do more;
-    and no subclass of `attention` has changed its call alone. Convolutions of profiles cost (H + W) / HW of the map's
-    and read the kernel twice: for a kernel larger than 1x1, which follows a map no narrower than its own, that pays on
-    large maps only, and for a 1x1 one on all but tiny maps.
+    and no subclass of `attention` has changed its call alone. Convolutions of profiles cost (H + W) / HW of the map's:
+    that pays up to a seventh (14 x 14), and up to a sixteenth (32 x 32) for a kernel larger than 1x1, which follows a
+    map no narrower than its own.
     """
     if type(conv) is not nnx.Conv or type(norm) not in (BatchNorm, Identity):
         return False
@@ -106,7 +106,7 @@ def pays(attention: Any, conv: Any, norm: Any, u: jax.Array) -> bool:
     numbers = (conv.strides, conv.kernel_dilation, conv.input_dilation, conv.feature_group_count)
     options = (conv.mask, conv.precision, conv.preferred_element_type)
     plain = numbers == (1, 1, 1, 1) and options == (None, None, None)
-    is_large = 16 * (height + width) <= height * width if size > 1 else 16 * height * width >= u.shape[3]
+    is_large = (7 if size == 1 else 16) * (height + width) <= height * width
     return keeps_size and plain and is_large and _call_follows_gates(type(attention))
 
 

@@ -70,9 +70,9 @@ def pays(attention: Any, conv: Any, norm: Any, u: Tensor) -> bool:
     """Whether `gated_sum` may stand for attention(norm(conv(u))), and moves less: in evaluation mode.
 
     `conv` and `norm` are of exactly the classes named here, and without hooks, since others may do more; and no
-    subclass of `attention` has changed its call alone. Convolutions of profiles cost (H + W) / HW of the map's and read
-    the kernel twice: for a kernel larger than 1x1, which follows a map no narrower than its own, that pays on large
-    maps only, and for a 1x1 one on all but tiny maps.
+    subclass of `attention` has changed its call alone. Convolutions of profiles cost (H + W) / HW of the map's: that
+    pays up to a seventh (14 x 14), and up to a sixteenth (32 x 32) for a kernel larger than 1x1, which follows a map no
+    narrower than its own.
     """
     if type(conv) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, nn.Identity) or norm.training:
         return False
@@ -84,7 +84,7 @@ def pays(attention: Any, conv: Any, norm: Any, u: Tensor) -> bool:
     if not (keeps_size and plain and _call_follows_gates(type(attention))):
         return False
     height, width = u.shape[2:]
-    return 16 * (height + width) <= height * width if size > 1 else 16 * height * width >= u.size(1)
+    return (7 if size == 1 else 16) * (height + width) <= height * width
 
 
 def is_observed(module: nn.Module) -> bool:
