@@ -37,6 +37,19 @@ def define_flags() -> None:
     )
 
 
+def gpu_flags(*, deterministic: bool, kept: bool) -> str:
+    """XLA's flags for GPUs; where the user's XLA_FLAGS follow, they win.
+
+    Gradients are summed in parts of 8 MiB: the last part of a step, which waits for the whole backward pass, is then
+    small. Tuning takes the algorithm that is fastest in a trial, not always the same one: deterministic runs are tuned
+    only if their program is `kept` for the next start.
+    """
+    found = ["--xla_gpu_all_reduce_combine_threshold_bytes=8388608"]
+    if deterministic:
+        found.append(f"--xla_gpu_{'exclude_nondeterministic_ops' if kept else 'deterministic_ops'}=true")
+    return " ".join(found)
+
+
 def main() -> None:
     options = flags.FLAGS
     config, name = cli.load_config()
@@ -44,11 +57,8 @@ def main() -> None:
     missing = [f"--{key}" for key, value in job.items() if value is None]
     if 0 < len(missing) < len(job) and not options.distributed:
         raise UserError(f"a job of several processes needs {' and '.join(missing)} as well")
-    if options.deterministic:  # read when JAX starts
-        # Tuning picks the fastest of several exact algorithms by time, differently each time: a run may be tuned if its
-        # program is kept.
-        kind = "exclude_nondeterministic_ops" if options.compilation_cache else "deterministic_ops"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_{kind}=true".strip()
+    defaults = gpu_flags(deterministic=options.deterministic, kept=bool(options.compilation_cache))
+    os.environ["XLA_FLAGS"] = f"{defaults} {os.environ.get('XLA_FLAGS', '')}".strip()  # read when JAX starts
 
     # Tracing allocates millions of long-lived objects; collecting them at the default threshold takes a tenth of the
     # start-up.

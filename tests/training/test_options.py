@@ -11,6 +11,7 @@ import torch
 
 import lma_torch
 from lma_jax.preprocessing import normalize
+from lma_jax.train import gpu_flags
 from lma_jax.training.objective import Objective, cutmix, mixup
 from lma_jax.training.schedule import EpochClock, learning_rate_schedule
 from lma_jax.training.state import optimizer_from
@@ -252,3 +253,9 @@ def test_a_nonfinite_update_is_left_out_and_counted():
     jax.tree.map(np.testing.assert_array_equal, run.state, replace(bad, step=2))
     run.state = jax.tree.map(jnp.array, good)
     assert run.train(batch(2))["skipped_updates"] == 0
+
+
+def test_deterministic_runs_are_tuned_only_if_their_program_is_kept():
+    assert "xla_gpu_exclude_nondeterministic_ops=true" in gpu_flags(deterministic=True, kept=True)
+    assert "xla_gpu_deterministic_ops=true" in gpu_flags(deterministic=True, kept=False)
+    assert "deterministic" not in gpu_flags(deterministic=False, kept=True)
