@@ -247,7 +247,8 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., C) to the same shape; in training mode it also updates the running statistics."""
-        return self.affine(x)(x).astype(self.dtype or x.dtype)
+        wide = widened(x)  # once, so that the gradient is rounded once
+        return self.affine(wide)(wide).astype(self.dtype or x.dtype)
 
     def affine(self, x: jax.Array) -> Affine:
         """What it applies to the map x (..., C); in training mode it also updates the running statistics."""

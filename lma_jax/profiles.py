@@ -65,10 +65,11 @@ def gated_sum(attention: Any, conv: nnx.Conv, norm: Any, u: jax.Array, identity:
     """
     # The barrier keeps the derivatives of conv and of the profiles apart: cuDNN would read their sum as a map.
     z = conv(jax.lax.optimization_barrier(u))
-    affine = norm.affine(z)
+    wide = widened(z)  # once, so that the gradient is rounded once
+    affine = norm.affine(wide)
     profiles = [profile_of_conv(conv, affine, u, name) for name in attention.profiles]
     first, *others = map(widened, attention.gates_of(*profiles))
-    y = gated(widened(z) - affine.centre, affine.scale, affine.shift, first, math.prod(others, start=jnp.ones(())))
+    y = gated(wide - affine.centre, affine.scale, affine.shift, first, math.prod(others, start=jnp.ones(())))
     return y.astype(z.dtype) + identity
 
 
