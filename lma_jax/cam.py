@@ -17,7 +17,7 @@ from flax import nnx
 
 from lma_jax.errors import nearest
 from lma_jax.intercept import intercept
-from lma_jax.layers import SPATIAL_AXES
+from lma_jax.layers import SPATIAL_AXES, widened
 from lma_jax.lma import LMA
 
 
@@ -148,8 +148,7 @@ def _activation_map(
         return jnp.take_along_axis(logits, chosen[:, None], -1).sum(), logits
 
     gradient, logits = jax.grad(score, has_aux=True)(activations)
-    wide = jnp.promote_types(activations.dtype, jnp.float32)
-    activations, gradient = activations.astype(wide), gradient.astype(wide)
+    activations, gradient = widened(activations), widened(gradient)
     weights = METHODS[method](activations, gradient)
     return nnx.relu((weights * activations).sum(-1)), logits
 

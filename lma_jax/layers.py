@@ -147,17 +147,6 @@ class Sequential(nnx.List):
         return x
 
 
-class Identity(nnx.Module):
-    """Returns its input: it stands where a BatchNorm was folded into a convolution."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x
-
-    def affine(self, x: jax.Array) -> "Affine":
-        """As BatchNorm's."""
-        return Affine()
-
-
 @jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0), with gradient 0 at 0, from the output: where that is kept anyway, `x` need not be."""
@@ -190,8 +179,19 @@ class Affine(NamedTuple):
 
 
 def widened(x: jax.Array) -> jax.Array:
-    """x in float32 or wider, as statistics are computed."""
+    """x in float32 or wider, as statistics, losses and metrics are computed."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class Identity(nnx.Module):
+    """Returns its input: it stands where a BatchNorm was folded into a convolution."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+    def affine(self, x: jax.Array) -> Affine:
+        """As BatchNorm's."""
+        return Affine()
 
 
 class BatchNorm(nnx.Module):

@@ -73,6 +73,9 @@ class LMA(nnx.Module):
     (8, 56, 56, 64)
     """
 
+    # It looks at its input through these means only: see profiles.py.
+    profiles = ("W", "H")
+
     def __init__(
         self,
         channels: int,
@@ -95,9 +98,6 @@ class LMA(nnx.Module):
         options: dict[str, Any] = dict(use_bias=False, kernel_init=uniform, param_dtype=param_dtype, rngs=rngs)
         self.conv_h = nnx.Conv(1, 1, (1, kernel_size), **options)
         self.conv_w = nnx.Conv(1, 1, (1, kernel_size), **options)
-
-    # It looks at its input through these means only: see profiles.py.
-    profiles = ("W", "H")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., H, W, C) to the same shape."""

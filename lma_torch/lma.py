@@ -81,6 +81,9 @@ class LMA(nn.Module):
     torch.Size([8, 64, 56, 56])
     """
 
+    # It looks at its input through these means only: see profiles.py.
+    profiles = ("W", "H")
+
     def __init__(self, channels: int, *, kernel_size: int | None = None, device: Any = None, dtype: Any = None):
         super().__init__()
         if channels < 1:
@@ -94,9 +97,6 @@ class LMA(nn.Module):
         options: dict[str, Any] = dict(bias=False, device=device, dtype=dtype)
         self.conv_h = nn.Conv2d(1, 1, (1, kernel_size), **options)
         self.conv_w = nn.Conv2d(1, 1, (1, kernel_size), **options)
-
-    # It looks at its input through these means only: see profiles.py.
-    profiles = ("W", "H")
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to the same shape, dtype and memory format."""

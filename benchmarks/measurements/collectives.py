@@ -21,10 +21,10 @@ from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
 from lma_jax.training.objective import objective_from
 from lma_jax.training.state import build_model, create_state, optimizer_from
 from lma_jax.training.step import make_train_step
+from measurements.hlo import COLLECTIVES
 from measurements.prediction import SYNC_STATISTICS, wire_bytes
 
 ITEM_BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8, "bf16": 2}
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 NUM_CLASSES = 1000
 # Collectives do not depend on the size of the images.
 IMAGE_SIZE = 32
@@ -42,7 +42,7 @@ def collectives(hlo: str) -> list[Collective]:
     found = []
     for line in hlo.splitlines():
         # Tuples contain comments such as /*index=5*/.
-        match = re.search(rf"= (\(.*?\)|\S+) ({'|'.join(KINDS)})(?:-start)?\(", re.sub(r"/\*.*?\*/", "", line))
+        match = re.search(rf"= (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(", re.sub(r"/\*.*?\*/", "", line))
         if match:
             sizes: Counter[str] = Counter()
             for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1]):

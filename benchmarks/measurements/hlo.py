@@ -28,7 +28,7 @@ _BITS = re.compile(r"^\D*(\d+)")
 
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 _SHAPE = re.compile(r"\w+\[[\d,]*\](?:\{[^}]*\})?")
-_INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (\(.*?\)(?=\s[\w\-]+\()|\S+) ([\w\-]+)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)(?=\s[\w\-]+\()|\S+) ([\w\-]+)\((.*)$")
 _TILE = re.compile(r"T\(([\d,]+)\)")
 
 
@@ -67,7 +67,6 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     text: str
-    root: bool
 
     def attribute(self, name: str) -> str | None:
         """The computation, or the word, that an attribute names."""
@@ -84,7 +83,6 @@ class Kernel:
         kind: the operation, or the target of a custom call.
         read, written: bytes in device memory.
         flops: of its convolutions and matrix products.
-        text: its operands and attributes.
     """
 
     name: str
@@ -92,7 +90,6 @@ class Kernel:
     read: int
     written: int
     flops: int
-    text: str
 
     @property
     def bytes(self) -> int:
@@ -143,7 +140,7 @@ class Program:
             if name in among and one.operands.index(name) == number
         )
         kind = one.attribute("custom_call_target") or one.opcode
-        return Kernel(one.name, kind, read, array_bytes(one.shape), self._flops(one, among), one.text)
+        return Kernel(one.name, kind, read, array_bytes(one.shape), self._flops(one, among))
 
     def _flops(self, one: Instruction, among: Mapping[str, Instruction]) -> int:
         """The FLOPs of an instruction; those of a fusion lie in its computation."""
@@ -181,7 +178,7 @@ def _transfer(one: Instruction, among: Mapping[str, Instruction]) -> Kernel:
     """A copy between memories: it reads as much of its source as it writes, in the layout of the source."""
     source, target = among[one.operands[0]].shape, _SHAPE.findall(one.shape)[_TRANSFERS[one.opcode]]
     read = math.ceil(array_bytes(source) * elements(target) / elements(source))
-    return Kernel(one.name, one.opcode, read, array_bytes(target), 0, one.text)
+    return Kernel(one.name, one.opcode, read, array_bytes(target), 0)
 
 
 def _parse(line: str) -> Instruction | None:
@@ -189,8 +186,8 @@ def _parse(line: str) -> Instruction | None:
     match = _INSTRUCTION.match(line)
     if match is None:
         return None
-    root, name, shape, opcode, rest = match.groups()
+    name, shape, opcode, rest = match.groups()
     depths = itertools.accumulate((letter in "({[") - (letter in ")}]") for letter in rest)
     end = next((place for place, depth in enumerate(depths) if depth < 0), len(rest))
     operands = tuple(re.findall(r"%([\w.\-]+)", rest[:end]))
-    return Instruction(name, shape, opcode, operands, rest, bool(root))
+    return Instruction(name, shape, opcode, operands, rest)

@@ -21,6 +21,7 @@ from convert.measure.timing import Run, measure, speedup
 from lma_jax.preprocessing import IMAGENET, normalize
 from lma_jax.training.state import build_optimizer
 from measurements import results, train_step
+from measurements.prediction_tables import markdown
 from measurements.train_step import SEED, Setting
 
 TASKS = ("inference", "training")
@@ -236,13 +237,11 @@ def versions(variants: Iterable[str]) -> dict[str, str]:
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """The rows of a Comparison as a Markdown table."""
-    lines = ["| network | task | variant | images/s | of this project's |", "|---|---|---|---:|---|"]
+    cells = []
     for row in rows:
         ratio = ""
         if "over" in row:
             low, median, high = row["quartiles"]
             ratio = f"{median:.2f} ({low:.2f} to {high:.2f}) of {row['over']}"
-        lines.append(
-            f"| {row['model']} | {row['task']} | {row['variant']} | {row['images_per_second']:.1f} | {ratio} |"
-        )
-    return "\n".join(lines)
+        cells.append([row["model"], row["task"], row["variant"], f"{row['images_per_second']:.1f}", ratio])
+    return markdown(("network", "task", "variant", "images/s", "of this project's"), cells)

@@ -17,13 +17,14 @@ import lma_torch
 from convert.measure.timing import Run, measure, speedup
 from lma_jax.data.batch import random_batch
 from lma_jax.definition import Definition
+from lma_jax.layers import widened
 from lma_jax.preprocessing import IMAGENET, normalize
 from lma_jax.registry import parts_of, problem_with
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
 from lma_jax.training.meter import Meter
 from lma_jax.training.objective import Objective
 from lma_jax.training.state import TrainState, build_model, build_optimizer, create_state
-from lma_jax.training.step import is_product, make_train_step, widened
+from lma_jax.training.step import is_product, make_train_step
 from measurements import results
 
 NUM_CLASSES = 1000

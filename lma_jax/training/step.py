@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from lma_jax.definition import Definition, Tree
+from lma_jax.layers import widened
 from lma_jax.preprocessing import Preprocessing, normalize
 from lma_jax.sharding import DATA_AXIS, REPLICATED, SHARDED
 from lma_jax.training.objective import Objective
@@ -140,11 +141,6 @@ def make_eval_step(
         step, mesh=mesh, in_specs=(REPLICATED, REPLICATED, SHARDED), out_specs=REPLICATED, check_vma=False
     )
     return jax.jit(sharded)
-
-
-def widened(logits: jax.Array) -> jax.Array:
-    """Logits in float32 or wider, for losses and metrics."""
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def metric_sums(logits: jax.Array, batch: Any, **losses: jax.Array) -> Metrics:

@@ -237,7 +237,7 @@ def test_a_roofline_takes_the_longer_of_bytes_and_flops():
 
 def program_of(model: str, moved: int, *, devices: int = 1) -> Compiled:
     """A program of one kernel."""
-    kernel = Kernel("fusion.1", "fusion", moved - 10, 10, 0, "")
+    kernel = Kernel("fusion.1", "fusion", moved - 10, 10, 0)
     memory = dict.fromkeys(("temporary", "arguments", "outputs", "peak"), 2**30)
     return Compiled("h100", devices, model, "training", [kernel], [], memory, moved / 1e9, 1.0)
 
