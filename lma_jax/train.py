@@ -37,14 +37,17 @@ def define_flags() -> None:
     )
 
 
+# Gradients are summed in parts of this size, so that little is left to send when the backward pass has ended.
+ALL_REDUCE_BYTES = 8 * 2**20
+
+
 def gpu_flags(*, deterministic: bool, kept: bool) -> str:
     """XLA's flags for GPUs; where the user's XLA_FLAGS follow, they win.
 
-    Gradients are summed in parts of 8 MiB: the last part of a step, which waits for the whole backward pass, is then
-    small. Tuning takes the algorithm that is fastest in a trial, not always the same one: deterministic runs are tuned
-    only if their program is `kept` for the next start.
+    Tuning takes the algorithm that is fastest in a trial, not always the same one: deterministic runs are tuned only if
+    their program is `kept` for the next start.
     """
-    found = ["--xla_gpu_all_reduce_combine_threshold_bytes=8388608"]
+    found = [f"--xla_gpu_all_reduce_combine_threshold_bytes={ALL_REDUCE_BYTES}"]
     if deterministic:
         found.append(f"--xla_gpu_{'exclude_nondeterministic_ops' if kept else 'deterministic_ops'}=true")
     return " ".join(found)

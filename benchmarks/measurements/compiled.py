@@ -21,6 +21,7 @@ from lma_jax.fold import fold_batch_norm
 from lma_jax.preprocessing import IMAGENET
 from lma_jax.registry import create_model, parts_of, problem_with
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
+from lma_jax.train import ALL_REDUCE_BYTES
 from lma_jax.training.objective import Objective
 from lma_jax.training.state import TrainState, build_model, build_optimizer
 from lma_jax.training.step import make_train_step
@@ -31,6 +32,10 @@ from measurements.overlap import Collective, collectives
 NUM_CLASSES = 1000
 LEARNING_RATE = 0.1
 SEED = 0
+# What the trainer tells XLA for each platform.
+TRAINER_FLAGS: Mapping[str, Mapping[str, Any]] = {
+    "cuda": {"xla_gpu_all_reduce_combine_threshold_bytes": ALL_REDUCE_BYTES}
+}
 PACKAGES = ("jax", "jaxlib", "flax", "jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu")
 
 
@@ -42,7 +47,7 @@ class Setting:
         batch_size: images per device.
         image_size: height and width of the images in pixels.
         dtype: of the computation, "float32" or "bfloat16"; weights are float32.
-        flags: options of XLA's compiler.
+        flags: options of XLA's compiler, beside the trainer's.
     """
 
     batch_size: int = 128
@@ -194,10 +199,11 @@ def compile_program(model: str, program: str, accelerator: Accelerator, devices:
         UserError: there are fewer devices, or XLA refuses the program or an option.
     """
     mesh = data_mesh(devices_of(accelerator, devices))
+    flags = {**TRAINER_FLAGS.get(accelerator.platform, {}), **setting.flags}
     start = time.monotonic()
     lowered = PROGRAMS[program](model, setting, mesh)
     try:
-        compiled = lowered.compile(compiler_options=dict(setting.flags))
+        compiled = lowered.compile(compiler_options=flags)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"XLA refuses {model} {program} for {accelerator.name}: {reason}") from error

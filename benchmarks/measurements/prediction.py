@@ -34,7 +34,7 @@ class Assumptions:
     sync_layers: int = assumed(
         0, 'BatchNorm layers that share statistics: 53 if batch_norm="sync"', "config default", may_be_zero=True
     )
-    combine_bytes: int = assumed(30 * 2**20 + 7, "largest all-reduce into which XLA combines, bytes", "XLA's source")
+    combine_bytes: int = assumed(8 * 2**20, "largest all-reduce into which XLA combines, bytes", "the trainer's flag")
     nvlink: float = assumed(200, "all-reduce bandwidth inside a machine, GB/s", "assumed: under half of 450 per GPU")
     network: float = assumed(100, "network bandwidth per machine, GB/s", "assumed: a quarter of 8 x 400 Gbit/s")
     hop_latency: float = assumed(5, "latency per hop, microseconds", "assumed", may_be_zero=True)

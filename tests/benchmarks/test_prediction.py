@@ -41,10 +41,10 @@ def test_the_slower_link_sets_the_time_of_the_all_reduce():
     inside, across = (predict(assumptions, gpus) for gpus in (8, 16))
     assert inside.all_reduce == pytest.approx(inside.wire_bytes / 200e9)
     assert across.all_reduce == pytest.approx(across.wire_bytes / 10e9)
-    # 14 hops in a machine, 2 more for another machine, in each of 4 all-reduces of float32 and one of int32.
+    # 14 hops in a machine, 2 more for another machine, in each of 13 all-reduces of float32 and one of int32.
     late = replace(assumptions, hop_latency=5)
-    assert predict(late, 16).all_reduce - across.all_reduce == pytest.approx(5 * 16 * 5e-6)
-    assert predict(replace(late, sync_layers=53), 16).all_reduces == 5 + 4 * 53
+    assert predict(late, 16).all_reduce - across.all_reduce == pytest.approx(14 * 16 * 5e-6)
+    assert predict(replace(late, sync_layers=53), 16).all_reduces == 14 + 4 * 53
 
 
 @pytest.mark.parametrize(
