@@ -12,6 +12,7 @@ import math
 import sys
 from pathlib import Path
 
+from lma_jax import files
 from measurements import guard, options
 
 BASELINE = Path(__file__).parent / "baseline.json"
@@ -20,7 +21,7 @@ BASELINE = Path(__file__).parent / "baseline.json"
 def update() -> None:
     """Writes the measured medians to the baseline."""
     medians = {name: round(values.median, 2) for part in guard.PARTS.values() for name, values in part().items()}
-    BASELINE.write_text(json.dumps(medians, indent=1) + "\n")
+    files.write(BASELINE, json.dumps(medians, indent=1) + "\n")
     print(f"wrote {len(medians)} ratios to {BASELINE}")
 
 

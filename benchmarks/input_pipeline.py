@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lma_jax.files import write
 from measurements import input_pipeline, options
 from measurements.input_pipeline import GPU_RATES, GPUS
 
@@ -35,7 +36,7 @@ def print_scaling(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser, fewest = options.parser(__doc__), input_pipeline.BATCH_SIZE
+    parser, fewest = options.parser(__doc__, holds=['"nvImageCodec": ']), input_pipeline.BATCH_SIZE
     parser.add_argument("--images", type=options.count, default=192, help=f"{fewest} or more (default: 192)")
     parser.add_argument("--folder", type=Path, help="JPEGs to use instead of drawn ones")
     chosen = parser.parse_args()
@@ -55,7 +56,7 @@ def main() -> None:
     figures["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\npeak memory {figures['peak MB']:,.0f} MB")
     if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write(chosen.json, json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

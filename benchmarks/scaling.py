@@ -22,7 +22,7 @@ from measurements.prediction_tables import assumption_table, prediction_table, s
 
 def make_parser() -> argparse.ArgumentParser:
     """The options; each assumption is one."""
-    parser = options.parser(__doc__, model="resnet50_lma")
+    parser = options.parser(__doc__, model="resnet50_lma", holds=['"assumptions": {', '"predictions": ['])
     parser.add_argument("--gpus", type=options.count, nargs="+", default=[8, 64, 512], help="sizes of the job")
     parser.add_argument("--check", action="store_true", help="compare with the collectives of the compiled step")
     parser.add_argument("--loopback", action="store_true", help="time the all-reduce of two processes")
@@ -46,7 +46,9 @@ def print_prediction(chosen: argparse.Namespace) -> None:
     print(f"\n{saturation_table(assumptions)}")
     if chosen.json:
         content = {"assumptions": asdict(assumptions), "predictions": [asdict(p) for p in predictions]}
-        chosen.json.write_text(json.dumps(content, indent=1) + "\n")
+        from lma_jax import files  # here, since a prediction alone needs no package
+
+        files.write(chosen.json, json.dumps(content, indent=1) + "\n")
 
 
 def main() -> None:

@@ -20,7 +20,10 @@ import textwrap
 from absl import flags
 
 from convert import flag_values
-from lma_jax import cli, files
+from lma_jax import cli, files, outputs
+
+COUNTS = outputs.Kind(holds=('"columns": {', '"models": ['))
+TABLE = outputs.Kind(holds=("model,", ",jax,torch,"))
 
 
 def define_flags() -> None:
@@ -30,6 +33,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("framework", "both", ["both", "jax", "torch"], "Framework to count in.")
     flags.DEFINE_string("json", None, "File for the results, every layer included.")
     flags.DEFINE_string("csv", None, "File for the table as printed; with --by_layer, that of the layers.")
+    cli.define_force()
     flags.DEFINE_alias("by-layer", "by_layer")
     flags.DEFINE_alias("input-size", "input_size")
 
@@ -38,6 +42,8 @@ def main() -> None:
     options = flags.FLAGS
     size = flag_values.parse_size(options.input_size)
     names = cli.models_named(options.model)
+    written = {"json": (options.json, COUNTS), "csv": (options.csv, TABLE)}
+    outputs.require(written, force=options.force)
 
     from convert.measure.flops import count_by_name, format_table, legend, to_json
 

@@ -16,8 +16,10 @@ from absl import flags
 
 from convert import flag_values
 from convert.measure.runs import DTYPES, MODES, Variant, build, choose_device
-from lma_jax import cli, files
+from lma_jax import cli, files, outputs
 from lma_jax.errors import UserError
+
+RESULTS = outputs.Kind(holds=('"image_size": ', '"variants": ['))
 
 
 def define_flags() -> None:
@@ -31,7 +33,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", 30, "Timed batches of each variant.", lower_bound=1)
     flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Device; auto is a GPU if all frameworks can use it.")
     flags.DEFINE_string("json", None, "File for all results.")
-    flags.DEFINE_string("plot", None, "File for a plot, such as fps.png.")
+    flags.DEFINE_string("plot", None, "File for a plot: .png, .pdf or .svg.")
+    cli.define_force()
 
 
 def main() -> None:
@@ -40,7 +43,7 @@ def main() -> None:
     import torch
 
     from convert.measure.fps import heading, ratios, table, to_json
-    from convert.measure.plots import draw_fps
+    from convert.measure.plots import PLOT, draw_fps, require_plot
     from convert.measure.timing import measure
     from lma_jax.registry import list_models, parts_of
 
@@ -55,6 +58,9 @@ def main() -> None:
     )
     modes = {"jax": MODES["jax"], "torch": flag_values.choose("modes", options.modes, MODES["torch"])}
     frameworks = flag_values.frameworks_of(options.framework)
+    require_plot(options.plot)
+    written = {"json": (options.json, RESULTS), "plot": (options.plot, PLOT)}
+    outputs.require(written, force=options.force)
     device, device_name = choose_device(options.device, frameworks)
     torch.backends.cudnn.benchmark = True  # XLA, too, chooses its convolutions by trying them
     torch._dynamo.config.recompile_limit = 1 << 10

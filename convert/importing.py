@@ -8,7 +8,7 @@ from flax import nnx
 
 from convert.recognition import recognise
 from lma_jax.checkpoint.format import Metadata
-from lma_jax.checkpoint.manager import save_weights
+from lma_jax.checkpoint.manager import require_new, save_weights
 from lma_jax.errors import UserError
 from lma_jax.preprocessing import IMAGENET, Preprocessing, preprocessing_from
 from lma_jax.registry import create_model
@@ -45,6 +45,7 @@ def import_weights(weights: Path, workdir: Path, *, model: str | None = None) ->
         UserError: the file is unusable or of another network (all differences are named), or the workdir exists or
             cannot be written.
     """
+    require_new(workdir)
     state_dict, described = read_weights(weights)
     try:
         name, num_classes = recognise(state_dict, name=model)

@@ -15,7 +15,11 @@ from pathlib import Path
 from absl import flags
 
 from convert.flag_values import frameworks_of
-from lma_jax import cli, files
+from lma_jax import cli, files, outputs
+
+TABLE = outputs.Kind(holds=("| network | parameters | MACs |",))
+FIGURES = outputs.Kind(holds=("model,parameters,macs,products,",))
+RECORDS = outputs.Kind(holds=('"products": ', '"paper_relative_fps": '))
 
 
 def define_flags() -> None:
@@ -31,17 +35,23 @@ def define_flags() -> None:
     flags.DEFINE_string("markdown", None, "File for the table as printed.")
     flags.DEFINE_string("csv", None, "File for all figures.")
     flags.DEFINE_string("json", None, "File for all figures.")
-    flags.DEFINE_string("plot", None, "File for a plot, such as table1.png.")
+    flags.DEFINE_string("plot", None, "File for a plot: .png, .pdf or .svg.")
+    cli.define_force()
 
 
 def main() -> None:
     # Both frameworks share a GPU. JAX reads this at its first use of one.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from convert.measure import table1
-    from convert.measure.plots import draw_table1
+    from convert.measure.plots import PLOT, draw_table1, require_plot
     from convert.measure.runs import choose_device
 
     options = flags.FLAGS
+    require_plot(options.plot)
+    tables = {"markdown": (options.markdown, TABLE), "csv": (options.csv, FIGURES)}
+    written = {**tables, "json": (options.json, RECORDS), "plot": (options.plot, PLOT)}
+    inputs = [Path(workdir, "checkpoints") for workdir in options.checkpoints]
+    outputs.require(written, inputs=inputs, force=options.force)
     rows = [table1.counted(published) for published in table1.chosen(options.rows)]
     table1.fill_accuracy(rows, options.checkpoints)
     if not options.quick:

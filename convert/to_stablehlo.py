@@ -8,23 +8,26 @@ from pathlib import Path
 
 from absl import flags
 
-from lma_jax import cli
+from lma_jax import cli, outputs
 
 
 def define_flags() -> None:
     cli.define_checkpoint()
+    cli.define_force()
     flags.DEFINE_string("output", None, "File to write, .stablehlo.", required=True)
     flags.DEFINE_bool("fold_batch_norm", False, "Fold batch normalisation into the convolutions.")
 
 
 def main() -> None:
-    from convert.export import export, format_of
+    from convert.export import EXPORT, export, format_of
     from convert.export.verified import verified_pair
     from lma_jax.checkpoint.format import load_checkpoint
 
     options = flags.FLAGS
     output = Path(options.output)
     format_of(output, framework="jax")
+    inputs = [Path(options.checkpoint, "checkpoints")]
+    outputs.require({"output": (output, EXPORT)}, inputs=inputs, force=options.force)
     checkpoint = load_checkpoint(options.checkpoint, options.step)
     print(export(verified_pair(checkpoint, source=options.checkpoint), output, fold=options.fold_batch_norm))
 

@@ -8,25 +8,31 @@ from pathlib import Path
 
 from absl import flags
 
-from lma_jax import cli
+from lma_jax import cli, outputs
 
 
 def define_flags() -> None:
     cli.define_checkpoint()
+    cli.define_force()
     flags.DEFINE_string("output", None, "File to write: .safetensors, .pth, .pt2 or .onnx.", required=True)
     flags.DEFINE_string("momentum", None, "Also write the momentum of SGD to this file, .safetensors or .pth.")
     flags.DEFINE_bool("fold_batch_norm", False, "Fold batch normalisation into the convolutions of a program.")
 
 
 def main() -> None:
-    from convert.export import export, format_of
-    from convert.export.momentum import export_momentum
+    from convert.export import EXPORT, export, format_of
+    from convert.export.momentum import MOMENTUM, export_momentum
     from convert.export.verified import verified_pair
     from lma_jax.checkpoint.format import load_checkpoint
+    from lma_jax.weight_files import require_suffix
 
     options = flags.FLAGS
     output = Path(options.output)
     format_of(output, framework="torch", fold=options.fold_batch_norm)
+    if options.momentum:
+        require_suffix(Path(options.momentum))
+    written = {"output": (output, EXPORT), "momentum": (options.momentum, MOMENTUM)}
+    outputs.require(written, inputs=[Path(options.checkpoint, "checkpoints")], force=options.force)
     checkpoint = load_checkpoint(options.checkpoint, options.step)
     if options.momentum:
         print(export_momentum(checkpoint, Path(options.momentum)))

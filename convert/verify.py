@@ -11,8 +11,10 @@ from pathlib import Path
 
 from absl import flags
 
-from lma_jax import cli, files
+from lma_jax import cli, files, outputs
 from lma_jax.errors import UserError
+
+DIFFERENCES = outputs.Kind(holds=('"layer": ', '"absolute": ', '"relative": ', '"tolerance": ', '"passed": '))
 
 
 def define_flags() -> None:
@@ -24,6 +26,7 @@ def define_flags() -> None:
     flags.DEFINE_string("image_folder", None, "Folder of images to use instead of random ones.")
     flags.DEFINE_bool("by_layer", False, "Print every layer, not only the worst layer and the logits.")
     flags.DEFINE_string("json", None, "File for the differences of all layers.")
+    cli.define_force()
 
 
 def main() -> None:
@@ -35,6 +38,7 @@ def main() -> None:
     from convert.parity import verify
     from lma_jax.checkpoint.format import load_checkpoint
 
+    outputs.require({"json": (options.json, DIFFERENCES)}, inputs=_inputs(), force=options.force)
     if random:
         pair = random_pair(options.model)
     else:
@@ -49,6 +53,17 @@ def main() -> None:
     if not verification.passed:
         print("error: the two frameworks do not compute the same", file=sys.stderr)
         sys.exit(1)
+
+
+def _inputs() -> list[str | Path]:
+    """The files and folders that are read."""
+    options = flags.FLAGS
+    inputs: list[str | Path] = [Path(options.checkpoint, "checkpoints"), options.weights] if options.checkpoint else []
+    if options.image_folder:
+        from lma_jax.images import image_files
+
+        inputs += image_files(options.image_folder)
+    return inputs
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ def define_step() -> None:
     flags.DEFINE_string("step", "newest", "Which checkpoint: newest, best (by validation top-1), or its step.")
 
 
+def define_force() -> None:
+    """Adds --force, for `outputs.require`."""
+    flags.DEFINE_bool("force", False, "Replace existing files, even those that this program did not write.")
+
+
 def define_config() -> None:
     """Adds --config, a Python file with get_config(), and --config.<key> for each of its keys."""
     from ml_collections import config_flags

@@ -17,6 +17,8 @@ from lma_jax.errors import UserError
 from lma_jax.preprocessing import Preprocessing, normalize
 
 SUFFIXES = (".png", ".pdf", ".svg")
+# Written into every picture, whereby it is recognised.
+CREATOR = "lma_jax.gradcam"
 METHOD_NAMES = {"gradcam++": "Grad-CAM++", "gradcam": "Grad-CAM"}
 GATED_LAYERS = 4
 
@@ -34,7 +36,7 @@ def save(figure: Any, path: Path) -> None:
         UserError: the file cannot be written.
     """
     with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=150, metadata={"Creator": CREATOR})
 
 
 def ranked_classes(logits: np.ndarray, loss: str) -> list[tuple[int, float]]:

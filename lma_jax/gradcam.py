@@ -8,8 +8,8 @@ from pathlib import Path
 
 from absl import flags
 
-from lma_jax import cli
-from lma_jax.errors import UserError
+from lma_jax import cli, outputs
+from lma_jax.errors import UserError, require_packages
 
 MAX_IMAGES = 40
 
@@ -24,9 +24,11 @@ def define_flags() -> None:
     flags.DEFINE_integer("class_id", None, "Class to explain. Default: each image's top class.", lower_bound=0)
     flags.DEFINE_integer("top", 5, "Number of classes to print for each image.", lower_bound=1)
     flags.DEFINE_bool("gates", False, "Draw the gates of LMA layers over one image.")
+    cli.define_force()
 
 
 def main() -> None:
+    require_packages("a picture", "matplotlib")
     from lma_jax import figures
     from lma_jax.checkpoint.format import load_checkpoint
     from lma_jax.checkpoint.restore import restore_model
@@ -38,6 +40,8 @@ def main() -> None:
     files = image_files(path)
     if options.gates and (len(files) > 1 or options.class_id is not None):
         raise UserError("--gates takes one image file, and no --class_id: the gates are the same for all classes")
+    picture = (output, outputs.Kind(holds=(figures.CREATOR,)))
+    outputs.require({"output": picture}, inputs=[*files, Path(options.checkpoint, "checkpoints")], force=options.force)
     checkpoint = load_checkpoint(options.checkpoint, options.step)
     metadata, preprocessing = checkpoint.metadata, checkpoint.metadata.preprocessing
     if options.class_id is not None and options.class_id >= metadata.num_classes:

@@ -43,25 +43,72 @@ SHARED: dict[str, dict[str, Any]] = {
     "steps": dict(type=count, help="timed batches of each variant"),
     "dtype": dict(help="of the computation"),
     "device": dict(choices=("cpu", "gpu"), help="where to run"),
-    "json": dict(type=Path, help="file for all results"),
 }
 
 
-def plain_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser without options, whose --help shows the docstring of the command."""
-    return argparse.ArgumentParser(
-        usage="%(prog)s [options]", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+# What the JSON file of most commands holds: see `results.write_json`.
+SETTINGS = ('"settings": {', '"json": null')
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose --help shows the docstring of the command.
+
+    Args:
+        description: the docstring.
+        holds: what every --json file of the command holds; empty for a command without --json.
+    """
+
+    def __init__(self, description: str | None, *, holds: Sequence[str] = ()):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(usage="%(prog)s [options]", description=description, formatter_class=formatter)
+        self._holds = tuple(holds)
+        if holds:
+            self.add_argument("--json", type=Path, help="file for all results")
+            self.add_argument("--force", action="store_true", help="replace a file that this command did not write")
+
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        """Parses the options, and checks --json before anything is measured."""
+        chosen = super().parse_args(*arguments, **options)
+        if self._holds:
+            self._check_json(chosen.json, force=chosen.force)
+            del chosen.force
+        return chosen
+
+    def _check_json(self, json: Path | None, *, force: bool) -> None:
+        if json is None:
+            return
+        from lma_jax import outputs  # here, since a prediction needs no package
+        from lma_jax.errors import UserError
+
+        try:
+            outputs.require({"json": (json, outputs.Kind(self._holds))}, force=force)
+        except UserError as error:
+            self.exit(2, f"error: {error}\n")
+
+
+def plain_parser(description: str | None) -> Parser:
+    """A parser without options."""
+    return Parser(description)
 
 
 def parser(
-    description: str | None, *, dtypes: Sequence[str] = DTYPES, **defaults: str | int
-) -> argparse.ArgumentParser:
-    """A parser of the shared options in `defaults`, and of --json. `dtypes` are the choices of --dtype."""
-    made = plain_parser(description)
-    for name, default in {**defaults, "json": None}.items():
+    description: str | None,
+    *,
+    dtypes: Sequence[str] = DTYPES,
+    holds: Sequence[str] = SETTINGS,
+    **defaults: str | int,
+) -> Parser:
+    """A parser of the shared options in `defaults`, of --json and of --force.
+
+    Args:
+        description: the docstring of the command.
+        dtypes: choices of --dtype.
+        holds: what every --json file of the command holds.
+        **defaults: of the shared options.
+    """
+    made = Parser(description, holds=holds)
+    for name, default in defaults.items():
         settings = SHARED[name] | ({"choices": dtypes} if name == "dtype" else {})
-        if default is not None:
-            settings["help"] += f" (default: {default})"
+        settings["help"] += f" (default: {default})"
         made.add_argument(f"--{name}", default=default, **settings)
     return made

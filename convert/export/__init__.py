@@ -9,7 +9,8 @@ from pathlib import Path
 
 from convert.export import onnx, stablehlo, torch_program, weights
 from convert.export.verified import VerifiedPair
-from lma_jax.errors import UserError
+from lma_jax.errors import UserError, require_packages
+from lma_jax.outputs import Kind
 from lma_jax.weight_files import require_suffix
 
 
@@ -21,20 +22,25 @@ class Format:
         write: writes a pair to a path; with fold=True, batch normalisation is folded into the convolutions.
         framework: "torch" or "jax", whose network the file holds.
         is_program: whether the file holds a program, not weights by name. Only programs can be folded.
+        packages: modules that it needs.
     """
 
     write: Callable[..., None]
     framework: str
     is_program: bool
+    packages: tuple[str, ...] = ("torch",)
 
 
 FORMATS = {
-    ".safetensors": Format(weights.write, "torch", is_program=False),
+    ".safetensors": Format(weights.write, "torch", is_program=False, packages=("safetensors",)),
     ".pth": Format(weights.write, "torch", is_program=False),
     ".pt2": Format(torch_program.write, "torch", is_program=True),
-    ".onnx": Format(onnx.write, "torch", is_program=True),
+    ".onnx": Format(onnx.write, "torch", is_program=True, packages=("onnx", "onnxruntime", "onnxscript")),
     ".stablehlo": Format(stablehlo.write, "jax", is_program=True),
 }
+
+# The metadata of every format have the summary of the verification.
+EXPORT = Kind(holds=("largest_relative", "not_verified"))
 
 
 def format_of(output: Path, *, framework: str | None = None, fold: bool = False) -> Format:
@@ -46,7 +52,7 @@ def format_of(output: Path, *, framework: str | None = None, fold: bool = False)
         fold: whether batch normalisation is to be folded.
 
     Raises:
-        UserError: the suffix is of no such format, or of one that cannot be folded.
+        UserError: the suffix is of no such format or of one that cannot be folded, or a package of it is missing.
     """
     require_suffix(output, [suffix for suffix, row in FORMATS.items() if framework in (None, row.framework)])
     found = FORMATS[output.suffix]
@@ -55,6 +61,7 @@ def format_of(output: Path, *, framework: str | None = None, fold: bool = False)
             f"{output} holds named weights: "
             "batch normalisation can be folded in programs only (.pt2, .onnx, .stablehlo)"
         )
+    require_packages(output.suffix[1:].upper(), *found.packages)
     return found
 
 

@@ -15,20 +15,12 @@ from convert.export.program import checked_metadata, nchw
 from convert.export.torch_program import exported_program
 from convert.export.verified import VerifiedPair
 from lma_jax import files
-from lma_jax.errors import UserError
 
 
 def write(pair: VerifiedPair, output: Path, *, fold: bool) -> None:
-    """Writes the program of a pair in evaluation mode. Its input is called `images`, its output `logits`.
+    """Writes the program of a pair in evaluation mode. Its input is called `images`, its output `logits`."""
+    import onnxruntime
 
-    Raises:
-        UserError: a package of the extra `onnx` is missing.
-    """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 (torch.onnx needs it)
-    except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install onnx onnxruntime onnxscript") from error
     exported = exported_program(pair, fold=fold)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own, about itself and about the absence of torchvision

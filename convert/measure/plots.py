@@ -8,14 +8,28 @@ from convert.measure.fps import Ratio, images_per_second
 from convert.measure.runs import Variant
 from convert.measure.timing import Timing
 from lma_jax import files
-from lma_jax.errors import UserError
+from lma_jax.errors import require_packages
+from lma_jax.outputs import Kind
 from lma_jax.registry import parts_of
+from lma_jax.weight_files import require_suffix
+
+# Written into every plot, whereby it is recognised.
+CREATOR = "lma convert"
+PLOT = Kind(holds=(CREATOR,))
+SUFFIXES = (".png", ".pdf", ".svg")
 
 # What is drawn against MACs: the label of the axis, and the colours of this project's figures.
 PANELS = {
     "top1": ("top-1 (%)", {"top1": "tab:green"}),
     "relative_fps": ("FPS / plain backbone", {"relative_fps_jax": "tab:blue", "relative_fps_torch": "tab:orange"}),
 }
+
+
+def require_plot(path: str | None) -> None:
+    """Raises a UserError if a path, unless it is empty, is of no format of plots, or if matplotlib is missing."""
+    if path:
+        require_suffix(Path(path), SUFFIXES)
+        require_packages("--plot", "matplotlib")
 
 
 def draw_table1(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -28,7 +42,7 @@ def draw_table1(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         records: what `table1.records` returned.
 
     Raises:
-        UserError: matplotlib is missing, or the file cannot be written.
+        UserError: the file cannot be written.
     """
     backbones = list(dict.fromkeys(parts_of(record["model"])[0] for record in records))
     figure = _figure(1 + 3.6 * len(backbones), 7.5)
@@ -60,7 +74,7 @@ def draw_fps(path: Path, timings: Sequence[Timing[Variant]], ratios: Sequence[Ra
     """Draws images/s of the variants, and their ratios with quartiles.
 
     Raises:
-        UserError: matplotlib is missing, or the file cannot be written.
+        UserError: the file cannot be written.
     """
     done = [timing for timing in timings if timing.error is None]
     figure = _figure(13, 1.5 + 0.3 * max(len(done), len(ratios)))
@@ -83,17 +97,11 @@ def draw_fps(path: Path, timings: Sequence[Timing[Variant]], ratios: Sequence[Ra
 
 def _figure(width: float, height: float) -> Any:
     """An empty figure of matplotlib, its size in inches."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("--plot needs matplotlib: pip install matplotlib") from error
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Writes a figure in the format of the path's suffix."""
-    try:
-        with files.replacing(path) as temporary:
-            figure.savefig(temporary, dpi=120)
-    except ValueError as error:  # an unknown format
-        raise UserError(f"cannot write {path}: {error}") from error
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Creator": CREATOR})

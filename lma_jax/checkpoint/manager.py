@@ -1,5 +1,6 @@
 """Writing checkpoints: atomically, in the background, the newest ones and the best."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from lma_jax import files
 from lma_jax.checkpoint.format import (
     Checkpoint,
     DamagedError,
@@ -163,20 +165,38 @@ class Checkpoints:
         self._open()
 
 
+def require_new(workdir: Path) -> None:
+    """Checks that a folder can be created. Nothing is left behind.
+
+    Raises:
+        UserError: it exists already, or its parent cannot be written.
+    """
+    if os.path.lexists(workdir):
+        raise UserError(f"{workdir} exists already: give a new folder")
+    files.require_writable(workdir / "checkpoints")
+
+
 def save_weights(workdir: Path, model: nnx.Module, metadata: Metadata) -> None:
     """Writes the weights and statistics of a network as the checkpoint 0 of a new workdir.
 
     Raises:
-        UserError: the workdir exists already or cannot be written.
+        UserError: the workdir exists already or cannot be written; then nothing is left behind.
     """
-    if workdir.exists():
-        raise UserError(f"{workdir} exists already: give a new folder")
+    require_new(workdir)
     _, params, batch_stats = split(model)
+    state = {"step": jnp.int32(0), "params": params, "batch_stats": batch_stats}
+    unfinished = workdir.with_name(f".{workdir.name}.tmp")
     try:
-        with Checkpoints(workdir, keep=1) as checkpoints:
-            state = {"step": jnp.int32(0), "params": params, "batch_stats": batch_stats}
-            checkpoints.save(state, metadata, top1=-1.0)
+        with files.creating(workdir.parent):
+            try:
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process
+                with Checkpoints(unfinished, keep=1) as checkpoints:
+                    checkpoints.save(state, metadata, top1=-1.0)
+                if checkpoints.newest is None:
+                    raise UserError(f"cannot write to {workdir}")
+                unfinished.rename(workdir)
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
     except OSError as error:
         raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
-    if checkpoints.newest is None:
-        raise UserError(f"cannot write to {workdir}")

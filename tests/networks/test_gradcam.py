@@ -55,7 +55,7 @@ def runs(tmp_path_factory) -> Path:
 @pytest.fixture
 def draw(runs, tmp_path, capsys, monkeypatch):
     """Runs the command in this process, on {runs} and into {tmp}, and returns what it printed."""
-    defaults = dict(step="newest", method="gradcam++", layer=None, class_id=None, top=5, gates=False)
+    defaults = dict(step="newest", method="gradcam++", layer=None, class_id=None, top=5, gates=False, force=False)
     defaults |= dict(checkpoint="{runs}/lma", image="{runs}/photos", output="{tmp}/cam.png")
     register_resnet10(monkeypatch)
 
