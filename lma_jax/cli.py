@@ -1,15 +1,17 @@
 """What the commands share: absl flags, and one line on stderr with exit code 2 for a user's mistake."""
 
+import os
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
 
-from lma_jax.errors import InterruptedRun, UserError, nearest
+from lma_jax.errors import DISTRIBUTIONS, InterruptedRun, UserError, nearest, one_line
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -24,7 +26,8 @@ INTERRUPTED = 75
 def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
     """Defines and parses the flags, and calls `main`.
 
-    A UserError or a bad flag ends the program with one line on stderr and exit code 2, an InterruptedRun with 75.
+    A UserError, a bad flag, a file that cannot be used or a missing package ends the program with one line on stderr and
+    exit code 2, an InterruptedRun with 75.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -34,12 +37,22 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
             main()
         except UserError as error:
             _fail(error)
+        except ModuleNotFoundError as error:
+            _fail_on_missing_package(error)
+            raise
+        except OSError as error:
+            if error.filename is None:
+                raise
+            _fail(UserError(f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"))
         except InterruptedRun as interruption:
             sys.stdout.flush()
-            print(interruption, file=sys.stderr)
+            print(one_line(interruption), file=sys.stderr)
             sys.exit(INTERRUPTED)
 
-    define_flags()
+    try:
+        define_flags()
+    except flags.Error as error:  # a --flagfile that cannot be opened
+        _fail(error)
     app.run(guarded, flags_parser=_parse_flags)
 
 
@@ -65,22 +78,21 @@ def define_config() -> None:
 
     config_flags.DEFINE_config_file("config", None, "Recipe to train, such as configs/resnet50_lma.py.")
     flags.declare_key_flag("config")
+    flags.FLAGS["config"].parser = _ConfigParser()
 
 
 def load_config() -> "tuple[ConfigDict, str]":
     """The value of --config, and the name of its file without the suffix.
 
     Raises:
-        UserError: no --config, or a file without a config.
+        UserError: no --config.
     """
-    from ml_collections import ConfigDict, config_flags
+    from ml_collections import config_flags
 
     config = flags.FLAGS.config
     if config is None:
         raise UserError("no recipe given: add --config=configs/<name>.py")
     path = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{path} is no config: get_config() must return a ConfigDict")
     return config, path.stem
 
 
@@ -103,43 +115,79 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if any(re.fullmatch(r"--?help(short|full|xml)?", argument) for argument in argv):
         return app.parse_flags_with_usage(argv)
     try:
-        if "config" in flags.FLAGS:
-            _require_config_file(_config_path(argv))
         return flags.FLAGS(argv)
     except (UserError, flags.Error) as error:
         missing = re.match(r"flag (--\w+)=None: Flag --\w+ must have a value other than None", str(error))
         _fail(UserError(f"{missing[1]} is required (see --help)") if missing else error)
-    except (AttributeError, KeyError, TypeError):
+    except OSError as error:  # a --config or --flagfile
+        _fail(UserError(f"cannot use {os.fsdecode(error.filename or '')}: {error.strerror}"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections raises these for an override of a key that the config lacks.
         _fail_on_unknown_key(argv)
-        raise
+        _fail(UserError(f"a --config.<key> cannot be applied: {error}"))
 
 
-def _config_path(argv: list[str]) -> Path:
-    """The file given as --config=<file> or --config <file>, without its argument after a colon."""
-    given = [re.match(r"--?config(?:=|$)(.*)", argument) for argument in argv]
-    values = [match[1] or "".join(argv[index + 1 : index + 2]) for index, match in enumerate(given) if match]
-    return Path(values[-1].partition(":")[0] if values else "")
+class _ConfigParser(flags.ArgumentParser):
+    """Loads <file>.py or <file>.py:<argument of get_config>, once; it keeps the config of an unsuccessful parse."""
+
+    config: Any = None
+
+    def parse(self, argument: str) -> "ConfigDict":
+        name, colon, argument = argument.partition(":")
+        _require_config_file(Path(name))
+        try:
+            get_config = runpy.run_path(name).get("get_config")
+            self.config = get_config(*([argument] if colon else [])) if callable(get_config) else None
+        except (Exception, SystemExit) as error:
+            reason = error.msg if isinstance(error, SyntaxError) else error
+            raise UserError(f"config {_place(error, name)}: {type(error).__name__}: {reason}") from error
+        _require_config_dict(self.config, name)
+        return self.config.lock()
+
+
+def _place(error: BaseException, path: str) -> str:
+    """The file, and the line if it is known, where a config failed."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or path}, line {error.lineno}" if error.lineno else path
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f"{path}, line {lines[-1]}" if lines else path
 
 
 def _require_config_file(path: Path) -> None:
     if path.is_file() and path.suffix != ".py":
         raise UserError(f"{path} is no config: it must be a Python file with a function get_config()")
-    if path.name and not path.is_file():
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no config: it is no regular file")
+    if not path.is_file():
         recipes = [str(recipe) for recipe in path.parent.glob("*.py")]
         hint = f", did you mean {nearest(str(path), recipes)}?" if recipes else ""
         raise UserError(f"config file {path} does not exist{hint}")
 
 
+def _require_config_dict(config: Any, path: str) -> None:
+    from ml_collections import ConfigDict, FrozenConfigDict
+
+    if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
+        raise UserError(f"{path} is no config: its function get_config() must return a ConfigDict")
+
+
 def _fail_on_unknown_key(argv: list[str]) -> None:
-    config = runpy.run_path(str(_config_path(argv)))["get_config"]()
+    config = flags.FLAGS["config"].parser.config if "config" in flags.FLAGS else None
     for argument in argv:
-        match = re.match(r"--?config\.([^=]+)", argument)
-        if match and match[1] not in config:
+        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if config is not None and match and match[1] not in config:
             _fail(UserError(f"the config has no key {match[1]!r}, did you mean {nearest(match[1], config)!r}?"))
+
+
+def _fail_on_missing_package(error: ModuleNotFoundError) -> None:
+    """Not if the module is one of this project, which would be a bug."""
+    package = (error.name or "").partition(".")[0]
+    if package not in ("", "lma_jax", "lma_torch", "convert", "configs"):
+        name = DISTRIBUTIONS.get(package, package)
+        _fail(UserError(f"the package {name} is missing: pip install {name}"))
 
 
 def _fail(error: Exception) -> NoReturn:
     sys.stdout.flush()
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    print("error:", one_line(error), file=sys.stderr)
     sys.exit(2)

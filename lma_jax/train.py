@@ -7,6 +7,7 @@ or stopped by SIGTERM or Ctrl-C (exit code 75). On several machines, start the s
 
 import gc
 import os
+import re
 from pathlib import Path
 
 from absl import flags
@@ -60,6 +61,7 @@ def main() -> None:
     missing = [f"--{key}" for key, value in job.items() if value is None]
     if 0 < len(missing) < len(job) and not options.distributed:
         raise UserError(f"a job of several processes needs {' and '.join(missing)} as well")
+    _require_job(**job)
     defaults = gpu_flags(deterministic=options.deterministic, kept=bool(options.compilation_cache))
     os.environ["XLA_FLAGS"] = f"{defaults} {os.environ.get('XLA_FLAGS', '')}".strip()  # read when JAX starts
 
@@ -82,6 +84,18 @@ def main() -> None:
 
         workdir = Path(options.workdir or f"runs/{name}")
         Trainer(config, workdir, change_config=options.change_config, profile=options.profile).fit()
+
+
+def _require_job(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Checks an address and a rank, with which JAX would wait for minutes."""
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not re.fullmatch(r"[^\s:/]+|\[[\da-fA-F:.]+\]", host) or not (port.isascii() and port.isdecimal()):
+            raise UserError(f"--coordinator={coordinator} must be <host>:<port>, such as 10.0.0.1:1234")
+        if len(port) > 5 or not 0 < int(port) < 2**16:
+            raise UserError(f"--coordinator={coordinator}: a port is a number from 1 to {2**16 - 1}")
+    if num_processes is not None and process_id is not None and process_id >= num_processes:
+        raise UserError(f"--process_id={process_id} must be below --num_processes={num_processes}: ranks start at 0")
 
 
 if __name__ == "__main__":
