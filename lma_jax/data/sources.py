@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,9 @@ import numpy as np
 
 from lma_jax.errors import UserError
 from lma_jax.images import IMAGE_SUFFIXES, find_images
+
+# The embedded digits by name and version, as every build may be called.
+DIGITS = "digits:1.0.0"
 
 
 class Records(Protocol):
@@ -51,8 +55,9 @@ def open_source(name: str, split: str, *, data_dir: str = "") -> Source:
 
     Args:
         name: "digits" (embedded; built when missing), "folder" (images at any depth of <data_dir>/<split>/<class>/), or
-            the name of a TFDS build for image classification in array_record format, such as "imagenet2012".
-        split: such as "train" or "validation"; an image folder may call the latter `val`.
+            the name of a TFDS build for image classification in array_record format, such as "imagenet2012" or, by its
+            version, "imagenet2012:5.1.0".
+        split: a whole split, such as "train" or "validation"; an image folder may call the latter `val`.
         data_dir: folder of the TFDS builds, or TFDS's default (~/tensorflow_datasets) if empty; or the image folder.
 
     Raises:
@@ -64,7 +69,8 @@ def open_source(name: str, split: str, *, data_dir: str = "") -> Source:
 
     builder = _builder(name, data_dir)
     if split not in builder.info.splits:
-        raise UserError(f"data set {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+        whole = " (a part or a sum of splits is none)" if re.search(r"[\[+]", split) else ""
+        raise UserError(f"data set {name!r} has no split {split!r}{whole}; it has {', '.join(builder.info.splits)}")
     if not {"image", "label"} <= set(builder.info.features):
         raise UserError(f"data set {name!r} is not for image classification: it has no image and label")
     _require_whole(builder, name, split)
@@ -149,17 +155,19 @@ def _require_whole(builder: Any, name: str, split: str) -> None:
 def _builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
-    if name == "digits":
+    if name in ("digits", DIGITS):
         return _digits_builder(data_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
         raise UserError(f"TFDS knows no data set {name!r} in {_shown(data_dir)}") from error
+    except AssertionError as error:
+        raise UserError(f"TFDS knows no such version: {str(error).splitlines()[0]}") from error
     path = Path(builder.data_path)
     if not path.exists():
         raise UserError(
             f"data set {name!r} is not in {_shown(data_dir)}; prepare it once with "
-            + _prepare_command(name, _shown(data_dir))
+            + _prepare_command(name.partition(":")[0], _shown(data_dir))
         )
     if builder.info.file_format.value != "array_record":
         raise UserError(

@@ -1,8 +1,8 @@
 """Training configs: the table of their keys, and the checks before anything starts."""
 
 import json
-import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from lma_jax.errors import UserError, nearest
 from lma_jax.registry import problem_with
+from lma_jax.training.schedule import LARGEST
 
 
 @dataclass(frozen=True)
@@ -42,37 +43,72 @@ def one_of(*choices: str) -> Kind:
     return Kind(lambda value: value in choices, f"one of: {', '.join(choices)}", choices)
 
 
-def whole_number(least: int) -> Kind:
-    """An int of at least `least`; no bool."""
-    return Kind(lambda value: _is_int(value) and value >= least, f"a whole number of at least {least}")
+def whole_number(least: int, most: int = 2**31 - 1) -> Kind:
+    """An int from `least` to `most`; no bool."""
+    return Kind(lambda value: _is_int(value) and least <= value <= most, f"a whole number from {least} to {most:,}")
+
+
+def number(accepts: Callable[[float], bool], allowed: str) -> Kind:
+    """An int or a float, no bool, that float32 can hold."""
+    return Kind(lambda value: _is_number(value) and accepts(value), allowed)
+
+
+def numbers(accepts: Callable[[Sequence[float]], bool], allowed: str) -> Kind:
+    """A tuple or a list of such numbers."""
+    return Kind(
+        lambda value: isinstance(value, tuple | list) and all(map(_is_number, value)) and accepts(value), allowed
+    )
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _increases(epochs: Any) -> bool:
-    return all(epoch > 0 for epoch in epochs) and sorted(set(epochs)) == list(epochs)
+def _is_number(value: Any) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and abs(value) <= LARGEST
 
 
-def _is_scale(scale: Any) -> bool:
+def _is_text(value: Any) -> bool:
+    """Whether a value is a string that can be part of a path."""
+    return isinstance(value, str) and "\0" not in value and len(os.fsencode(value)) < LONGEST
+
+
+def _increases(epochs: Sequence[float]) -> bool:
+    return all(0 < epoch <= MOST_EPOCHS for epoch in epochs) and sorted(set(epochs)) == list(epochs)
+
+
+def _is_scale(scale: Sequence[float]) -> bool:
     return len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1
 
 
+# How much of a bad value an error shows.
+SHOWN = 100
+# Limits far beyond any use, above which memory or time would run out.
+MOST_EPOCHS = 1_000_000
+MOST_PIXELS = 1 << 13
+MOST_IMAGES = 1 << 20
+LONGEST = 4096
+
 MODEL = Kind(lambda name: problem_with(name) is None, "one of lma_jax.list_models()")
-NAME = Kind(lambda value: isinstance(value, str) and value != "", "a name")
-TEXT = Kind(lambda value: isinstance(value, str), "a string, which may be empty")
+NAME = Kind(lambda value: _is_text(value) and value != "", "a name")
+TEXT = Kind(_is_text, f"a string below {LONGEST:,} bytes, which may be empty")
 FLAG = Kind(lambda value: isinstance(value, bool), "True or False")
 SEED = Kind(lambda value: _is_int(value) and 0 <= value < 2**31, "from 0 to 2**31 - 1")
-POSITIVE = Kind(lambda value: 0 < value < math.inf, "a finite number above 0")
-NOT_NEGATIVE = Kind(lambda value: 0 <= value < math.inf, "a finite number of at least 0")
-FRACTION = Kind(lambda value: 0 <= value < 1, "a number from 0 to below 1")
-THRESHOLD = Kind(lambda value: value is None or 0 <= value < 1, "None, or from 0 to below 1")
-MAGNITUDE = Kind(lambda value: 0 <= value <= 10, "a magnitude from 0 to 10")
-EPOCHS = Kind(_increases, "increasing numbers of epochs")
-SCALE = Kind(_is_scale, "two fractions of the area, 0 < low <= high <= 1")
-MEAN = Kind(lambda value: len(value) == 3 and min(value) >= 0, "three numbers of at least 0")
-STD = Kind(lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0")
+SIDE = whole_number(1, MOST_PIXELS)
+BATCH = whole_number(1, MOST_IMAGES)
+POSITIVE = number(lambda value: value > 0, "a number above 0 that float32 can hold")
+NOT_NEGATIVE = number(lambda value: value >= 0, "a number of at least 0 that float32 can hold")
+DURATION = number(lambda value: 0 < value <= MOST_EPOCHS, f"a number of epochs above 0, up to {MOST_EPOCHS:,}")
+MIXING = number(lambda value: value == 0 or 1e-3 <= value <= 1000, "0, or a number from 0.001 to 1,000")
+FRACTION = number(lambda value: 0 <= value < 1, "a number from 0 to below 1")
+THRESHOLD = Kind(lambda value: value is None or FRACTION.check(value), "None, or from 0 to below 1")
+MAGNITUDE = number(lambda value: 0 <= value <= 10, "a magnitude from 0 to 10")
+EPOCHS = numbers(_increases, f"increasing numbers of epochs up to {MOST_EPOCHS:,}")
+SCALE = numbers(_is_scale, "two fractions of the area, 0 < low <= high <= 1")
+MEAN = numbers(lambda value: len(value) == 3 and 0 <= min(value) <= max(value) <= 1000, "three numbers from 0 to 1,000")
+STD = numbers(
+    lambda value: len(value) == 3 and 1e-6 <= min(value) <= max(value) <= 1000, "three numbers from 1e-6 to 1,000"
+)
 
 # The defaults are in configs/common.py, which a test holds equal to this table.
 KEYS = {
@@ -92,16 +128,16 @@ KEYS = {
     "data_dir": Key(TEXT, "folder of TFDS builds (empty: ~/tensorflow_datasets), or the image folder", True),
     "train_split": Key(NAME, "split to train on"),
     "val_split": Key(NAME, "split to evaluate on"),
-    "data_threads": Key(whole_number(1), "threads that decode images, in each process or worker", True),
-    "data_workers": Key(whole_number(0), "processes that decode images instead of the threads of this one", True),
+    "data_threads": Key(whole_number(1, 1024), "threads that decode images, in each process or worker", True),
+    "data_workers": Key(whole_number(0, 256), "processes that decode images instead of the threads of this one", True),
     "on_bad_image": Key(
         one_of("error", "skip"),
         '"skip": the next image replaces an undecodable one in training; evaluation leaves it out',
         True,
     ),
-    "image_size": Key(whole_number(1), "side of evaluation images, in pixels"),
-    "train_image_size": Key(whole_number(1), "side of training images, in pixels"),
-    "resize_size": Key(whole_number(1), "shorter side before the centre crop of evaluation, in pixels"),
+    "image_size": Key(SIDE, "side of evaluation images, in pixels"),
+    "train_image_size": Key(SIDE, "side of training images, in pixels"),
+    "resize_size": Key(SIDE, "shorter side before the centre crop of evaluation, in pixels"),
     "crop_scale": Key(SCALE, "area of the random crop, as fractions of the image's"),
     "flip": Key(FLAG, "mirror half of the training images"),
     "rand_augment": Key(MAGNITUDE, "magnitude of RandAugment; 0 is off"),
@@ -110,13 +146,13 @@ KEYS = {
     "loss": Key(one_of("softmax", "sigmoid"), "softmax cross-entropy, or binary cross-entropy averaged over classes"),
     "label_smoothing": Key(FRACTION, "weight of the uniform distribution in the targets"),
     "target_threshold": Key(THRESHOLD, "targets above it become 1 and others 0, unless None"),
-    "mixup": Key(NOT_NEGATIVE, "alpha of the Beta distribution of Mixup's weight; 0 is off"),
-    "cutmix": Key(NOT_NEGATIVE, "the same for CutMix; with both, each takes half of the batches"),
-    "batch_size": Key(whole_number(1), "global batch size"),
-    "eval_batch_size": Key(whole_number(1), "global batch size of evaluation", True),
+    "mixup": Key(MIXING, "alpha of the Beta distribution of Mixup's weight; 0 is off"),
+    "cutmix": Key(MIXING, "the same for CutMix; with both, each takes half of the batches"),
+    "batch_size": Key(BATCH, "global batch size"),
+    "eval_batch_size": Key(BATCH, "global batch size of evaluation", True),
     "accumulate": Key(whole_number(1), "micro-batches whose gradients are averaged in a step, to save memory"),
     "remat": Key(FLAG, "recompute everything but convolutions in the backward pass, to save memory"),
-    "epochs": Key(POSITIVE, "length of the run"),
+    "epochs": Key(DURATION, "length of the run"),
     "optimizer": Key(one_of("sgd", "lamb"), "PyTorch's SGD, or LAMB"),
     "learning_rate": Key(POSITIVE, "peak learning rate"),
     "base_batch_size": Key(whole_number(0), "above 0: learning_rate is for this batch size and scaled to batch_size"),
@@ -135,7 +171,7 @@ KEYS = {
         one_of("stop", "skip"), '"skip": leave out an update whose loss or gradient is not finite', True
     ),
     "log_every": Key(whole_number(1), "steps between lines of progress", True),
-    "eval_every": Key(POSITIVE, "epochs between evaluations, each of which saves a checkpoint"),
+    "eval_every": Key(DURATION, "epochs between evaluations, each of which saves a checkpoint"),
     "keep_checkpoints": Key(whole_number(1), "newest checkpoints to keep; the best by top-1 is kept as well", True),
     "wandb_project": Key(TEXT, "project of Weights & Biases that receives the metrics, or empty", True),
 }
@@ -149,12 +185,14 @@ def validate(config: ConfigDict) -> None:
     """
     for name, key in KEYS.items():
         _require(config, name, key)
+    _require_known(config)
     _require_related(config, "warmup_epochs", config.warmup_epochs < config.epochs, f"below epochs ({config.epochs})")
     _require_related(
         config, "resize_size", config.resize_size >= config.image_size, f"image_size ({config.image_size}) or more"
     )
     _require_start(config)
     _require_divisible(config)
+    _require_memory(config)
 
 
 def differences(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
@@ -171,7 +209,7 @@ def differences(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
 def _require(config: ConfigDict, name: str, key: Key) -> None:
     if name not in config:
         raise UserError(f"the config has no key {name!r} ({key.description}): start it from configs/common.py")
-    value = config[name]
+    value = _value(config, name)
     try:
         accepted = key.kind.check(value)
     except (TypeError, ValueError, AttributeError):
@@ -179,11 +217,33 @@ def _require(config: ConfigDict, name: str, key: Key) -> None:
     if accepted:
         return
     if name == "model" and isinstance(value, str):
-        raise UserError(f"config.model={value!r} is not allowed: {problem_with(value)}")
-    hint = f", did you mean {nearest(str(value), key.kind.choices)!r}?" if key.kind.choices else ""
-    raise UserError(
-        f"config.{name}={value!r} is not allowed{hint or ':'} it must be {key.kind.allowed} ({key.description})"
-    )
+        raise UserError(f"config.model={_shown(value)} is not allowed: {problem_with(value[:SHOWN])}")
+    suggests = key.kind.choices and isinstance(value, str)
+    hint = f", did you mean {nearest(value, key.kind.choices)!r}?" if suggests else ":"
+    allowed = f"{key.kind.allowed}{', in types of Python' if type(value).__module__ == 'numpy' else ''}"
+    raise UserError(f"config.{name}={_shown(value)} is not allowed{hint} it must be {allowed} ({key.description})")
+
+
+def _require_known(config: ConfigDict) -> None:
+    for name in config:
+        if name not in KEYS:
+            raise UserError(f"the config has a key {name!r} that does nothing, did you mean {nearest(str(name), KEYS)!r}?")
+
+
+def _value(config: ConfigDict, name: str) -> Any:
+    try:
+        return config[name]
+    except Exception as error:  # a placeholder without a value, or a reference whose computation fails
+        raise UserError(f"config.{name} has no value: {error}") from error
+
+
+def _shown(value: Any) -> str:
+    """The value as an error shows it."""
+    try:
+        shown = repr(value)
+    except ValueError:
+        return "<a number with thousands of digits>"
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
 
 
 def _require_related(config: ConfigDict, name: str, accepted: bool, allowed: str) -> None:
@@ -210,3 +270,12 @@ def _require_divisible(config: ConfigDict) -> None:
     multiple = f"a multiple of {devices}, the number of devices"
     _require_related(config, "batch_size", config.batch_size % parts == 0, multiple + times)
     _require_related(config, "eval_batch_size", config.eval_batch_size % devices == 0, multiple)
+
+
+def _require_memory(config: ConfigDict) -> None:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for batch, side in (("batch_size", "train_image_size"), ("eval_batch_size", "image_size")):
+        size = config[batch] // jax.process_count() * config[side] ** 2 * 3
+        images = f"images of {config[side]} x {config[side]} pixels"
+        allowed = f"smaller: its {images} take {size / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB"
+        _require_related(config, batch, size < memory, allowed)

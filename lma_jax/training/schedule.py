@@ -10,6 +10,11 @@ from ml_collections import ConfigDict
 
 from lma_jax.errors import UserError
 
+# Steps are counted in int32. Evaluations are listed, and each draws the curves anew.
+MOST_STEPS = 2**31 - 1
+MOST_EVALUATIONS = 100_000
+LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class EpochClock:
@@ -35,7 +40,7 @@ def total_steps(config: ConfigDict, clock: EpochClock) -> int:
     """The length of the run.
 
     Raises:
-        UserError: it is below one step.
+        UserError: it is below one step, or more than an int32 can count.
     """
     steps = clock.step(config.epochs)
     if steps < 1:
@@ -43,13 +48,32 @@ def total_steps(config: ConfigDict, clock: EpochClock) -> int:
             f"config.epochs={config.epochs} of {clock.examples:,} examples in batches of "
             f"{clock.batch_size:,} are less than one step"
         )
+    if steps > MOST_STEPS:
+        raise UserError(
+            f"config.epochs={config.epochs} of {clock.examples:,} examples in batches of {clock.batch_size:,} are "
+            f"{steps:,} steps, more than {MOST_STEPS:,}"
+        )
     return steps
 
 
 def eval_steps(config: ConfigDict, clock: EpochClock) -> list[int]:
-    """The steps after which the network is evaluated and saved: every `eval_every` epochs, and at the end."""
+    """The steps after which the network is evaluated and saved: every `eval_every` epochs, and at the end.
+
+    Raises:
+        UserError: the run or the time between evaluations is below one step, or there are too many of either.
+    """
     last = total_steps(config, clock)
+    if clock.step(config.eval_every) < 1:
+        raise UserError(
+            f"config.eval_every={config.eval_every} of {clock.examples:,} examples in batches of "
+            f"{clock.batch_size:,} are less than one step"
+        )
     count = int(config.epochs / config.eval_every)
+    if count > MOST_EVALUATIONS:
+        raise UserError(
+            f"config.eval_every={config.eval_every} makes {count:,} evaluations of config.epochs={config.epochs}, more "
+            f"than {MOST_EVALUATIONS:,}"
+        )
     steps = {clock.step(config.eval_every * (k + 1)) for k in range(count)} | {last}
     return sorted(step for step in steps if 1 <= step <= last)
 
@@ -60,9 +84,14 @@ def learning_rate_schedule(config: ConfigDict, clock: EpochClock) -> optax.Sched
     `step` multiplies it by `decay_factor` after each of `decay_epochs`, `exponential` after every epoch (both in the
     paper's protocol); `cosine` follows half a cosine from the end of the warm-up to 0 at the end of training. The
     warm-up is linear and reaches the full rate in its last step. It does not move the decays.
+
+    Raises:
+        UserError: the scaled learning rate is more than float32 can hold.
     """
     scale = config.batch_size / config.base_batch_size if config.base_batch_size else 1.0
     peak = config.learning_rate * scale
+    if peak > LARGEST:
+        raise UserError(f"config.learning_rate={config.learning_rate} scaled to config.batch_size is {peak}: too large")
     total, warmup = clock.step(config.epochs), clock.step(config.warmup_epochs)
     if config.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, max(1, total - warmup))
@@ -80,5 +109,7 @@ def _decayed(peak: float, factor: float, steps: list[int]) -> optax.Schedule:
 
     optax.piecewise_constant_schedule would unroll hundreds of factors, which take seconds to compile.
     """
-    rates, ends = peak * factor ** np.arange(len(steps) + 1), np.asarray(steps, np.int32)
+    with np.errstate(over="ignore"):  # a factor above 1
+        rates = np.minimum(peak * float(factor) ** np.arange(len(steps) + 1), LARGEST)
+    ends = np.minimum(steps, MOST_STEPS).astype(np.int32)
     return lambda step: jnp.asarray(rates)[jnp.searchsorted(jnp.asarray(ends), step, side="right")]

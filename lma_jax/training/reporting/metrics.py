@@ -7,12 +7,15 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lma_jax import files
-from lma_jax.errors import UserError
+from lma_jax.errors import UserError, warn
+
+# Bytes of a line of metrics.jsonl, of which a row takes hundreds.
+LONGEST = 1 << 16
 
 
 class MetricsWriter:
@@ -26,7 +29,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, *, step: int, config: Mapping[str, Any], wandb_project: str = ""):
         self._path = workdir / "metrics.jsonl"
-        rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+        rows = [row for row in read_metrics(workdir, say=warn) if row["step"] <= step]
         files.write(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         self._events = _Events(workdir / "tensorboard", purge_step=step + 1)
         self._wandb = _open_wandb(workdir, wandb_project, config) if wandb_project else None
@@ -97,13 +100,35 @@ def _open_wandb(workdir: Path, project: str, config: Mapping[str, Any]) -> Any:
     return wandb.init(project=project, name=workdir.name, id=path.read_text(), resume="allow", config=dict(config))
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl. A line that was cut short by a kill is left out."""
+def read_metrics(workdir: Path, *, say: Callable[[str], object] = lambda line: None) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl. Lines that are none, such as one that was cut short by a kill, are left out.
+
+    Args:
+        workdir: folder of the run.
+        say: called with one line about what was left out, if anything.
+    """
     path = workdir / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+    rows = [_row(line) for line in _lines(path)] if path.is_file() else []
+    dropped = [str(number) for number, row in enumerate(rows, start=1) if row is None]
+    if dropped:
+        shown = ", ".join(dropped[:5]) + (", ..." if len(dropped) > 5 else "")
+        say(f"left out {len(dropped):,} of the {len(rows):,} lines of {path}, which are no metrics: {shown}")
+    return [row for row in rows if row is not None]
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file; a longer one than LONGEST comes in parts, since it may be as large as a disk."""
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST):
+            yield line
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A row as `MetricsWriter.write` writes it; None if a line is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not line.endswith(b"\n") or not all(type(v) in (int, float) for v in row.values()):
+        return None
+    return row if isinstance(row.get("step"), int) else None

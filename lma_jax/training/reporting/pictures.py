@@ -9,6 +9,8 @@ from PIL import Image
 from lma_jax import files
 from lma_jax.training.reporting.metrics import read_metrics
 
+DRAWN = {"epoch", "train_top1", "train_top5", "val_top1", "val_top5"}
+
 
 def draw_curves(workdir: Path, *, title: str) -> Path | None:
     """Draws top-1 and top-5 error of training and validation to <workdir>/curves.png, and returns its path.
@@ -21,7 +23,7 @@ def draw_curves(workdir: Path, *, title: str) -> Path | None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    rows = [row for row in read_metrics(workdir) if "val_top1" in row]
+    rows = [row for row in read_metrics(workdir) if row.keys() >= DRAWN]
     if not rows:
         return None
     epochs = [row["epoch"] for row in rows]

@@ -42,8 +42,7 @@ class Reporter:
         self._reports = jax.process_index() == 0
         self._start = start
         self._eval_steps = eval_steps
-        # All at once: a rate computed later would wait for the steps in flight.
-        self._learning_rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(eval_steps[-1])))
+        self._learning_rates = _Ahead(schedule, start)
 
     def __enter__(self) -> "Reporter":
         with ExitStack() as stack:
@@ -100,7 +99,7 @@ class Reporter:
             "step": step,
             "epoch": self._clock.epoch(step),
             **_prefixed("train", train),
-            "learning_rate": float(self._learning_rates[step - 1]),
+            "learning_rate": self._learning_rates.at(step - 1),
             "images_per_second": self._progress.images_per_second,
             "data_wait": self._progress.data_wait,
         }
@@ -117,6 +116,25 @@ class Reporter:
             print(f"warning: cannot write {self._workdir / name}: {error.strerror}", file=sys.stderr, flush=True)
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr, flush=True)
+
+
+class _Ahead:
+    """The values of a schedule, computed thousands at a time, since each computation waits for the steps in flight."""
+
+    SPAN = 1 << 14
+
+    def __init__(self, schedule: optax.Schedule, start: int):
+        self._compute = jax.jit(jax.vmap(schedule))
+        self._load(start)
+
+    def at(self, step: int) -> float:
+        if not 0 <= step - self._start < self.SPAN:
+            self._load(step)
+        return float(self._values[step - self._start])
+
+    def _load(self, step: int) -> None:
+        self._start = step - step % self.SPAN
+        self._values = np.asarray(self._compute(self._start + jnp.arange(self.SPAN)))
 
 
 def describe(scores: dict[str, float], *, prefix: str = "") -> str:
