@@ -20,10 +20,11 @@ import textwrap
 from absl import flags
 
 from convert import flag_values
-from lma_jax import cli, files, outputs
+from lma_jax import cli, files
+from lma_jax.overwriting import Kind, require_outputs
 
-COUNTS = outputs.Kind(holds=('"columns": {', '"models": ['))
-TABLE = outputs.Kind(holds=("model,", ",jax,torch,"))
+COUNTS = Kind(holds=('"columns": {', '"models": ['))
+TABLE = Kind(holds=("model,", ",jax,torch,"))
 
 
 def define_flags() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
     size = flag_values.parse_size(options.input_size)
     names = cli.models_named(options.model)
     written = {"json": (options.json, COUNTS), "csv": (options.csv, TABLE)}
-    outputs.require(written, force=options.force)
+    require_outputs(written, force=options.force)
 
     from convert.measure.flops import count_by_name, format_table, legend, to_json
 

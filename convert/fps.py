@@ -16,10 +16,11 @@ from absl import flags
 
 from convert import flag_values
 from convert.measure.runs import DTYPES, MODES, Variant, build, choose_device
-from lma_jax import cli, files, outputs
+from lma_jax import cli, files
 from lma_jax.errors import UserError
+from lma_jax.overwriting import Kind, require_outputs
 
-RESULTS = outputs.Kind(holds=('"image_size": ', '"variants": ['))
+RESULTS = Kind(holds=('"image_size": ', '"variants": ['))
 
 
 def define_flags() -> None:
@@ -60,7 +61,7 @@ def main() -> None:
     frameworks = flag_values.frameworks_of(options.framework)
     require_plot(options.plot)
     written = {"json": (options.json, RESULTS), "plot": (options.plot, PLOT)}
-    outputs.require(written, force=options.force)
+    require_outputs(written, force=options.force)
     device, device_name = choose_device(options.device, frameworks)
     torch.backends.cudnn.benchmark = True  # XLA, too, chooses its convolutions by trying them
     torch._dynamo.config.recompile_limit = 1 << 10

@@ -15,11 +15,12 @@ from pathlib import Path
 from absl import flags
 
 from convert.flag_values import frameworks_of
-from lma_jax import cli, files, outputs
+from lma_jax import cli, files
+from lma_jax.overwriting import Kind, require_outputs
 
-TABLE = outputs.Kind(holds=("| network | parameters | MACs |",))
-FIGURES = outputs.Kind(holds=("model,parameters,macs,products,",))
-RECORDS = outputs.Kind(holds=('"products": ', '"paper_relative_fps": '))
+TABLE = Kind(holds=("| network | parameters | MACs |",))
+FIGURES = Kind(holds=("model,parameters,macs,products,",))
+RECORDS = Kind(holds=('"products": ', '"paper_relative_fps": '))
 
 
 def define_flags() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     tables = {"markdown": (options.markdown, TABLE), "csv": (options.csv, FIGURES)}
     written = {**tables, "json": (options.json, RECORDS), "plot": (options.plot, PLOT)}
     inputs = [Path(workdir, "checkpoints") for workdir in options.checkpoints]
-    outputs.require(written, inputs=inputs, force=options.force)
+    require_outputs(written, inputs=inputs, force=options.force)
     rows = [table1.counted(published) for published in table1.chosen(options.rows)]
     table1.fill_accuracy(rows, options.checkpoints)
     if not options.quick:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from absl import flags
 
-from lma_jax import cli, outputs
+from lma_jax import cli
+from lma_jax.overwriting import require_outputs
 
 
 def define_flags() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     output = Path(options.output)
     format_of(output, framework="jax")
     inputs = [Path(options.checkpoint, "checkpoints")]
-    outputs.require({"output": (output, EXPORT)}, inputs=inputs, force=options.force)
+    require_outputs({"output": (output, EXPORT)}, inputs=inputs, force=options.force)
     checkpoint = load_checkpoint(options.checkpoint, options.step)
     print(export(verified_pair(checkpoint, source=options.checkpoint), output, fold=options.fold_batch_norm))
 

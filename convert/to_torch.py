@@ -8,7 +8,8 @@ from pathlib import Path
 
 from absl import flags
 
-from lma_jax import cli, outputs
+from lma_jax import cli
+from lma_jax.overwriting import require_outputs
 
 
 def define_flags() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     if options.momentum:
         require_suffix(Path(options.momentum))
     written = {"output": (output, EXPORT), "momentum": (options.momentum, MOMENTUM)}
-    outputs.require(written, inputs=[Path(options.checkpoint, "checkpoints")], force=options.force)
+    require_outputs(written, inputs=[Path(options.checkpoint, "checkpoints")], force=options.force)
     checkpoint = load_checkpoint(options.checkpoint, options.step)
     if options.momentum:
         print(export_momentum(checkpoint, Path(options.momentum)))

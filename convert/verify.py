@@ -11,10 +11,11 @@ from pathlib import Path
 
 from absl import flags
 
-from lma_jax import cli, files, outputs
+from lma_jax import cli, files
 from lma_jax.errors import UserError
+from lma_jax.overwriting import Kind, require_outputs
 
-DIFFERENCES = outputs.Kind(holds=('"layer": ', '"absolute": ', '"relative": ', '"tolerance": ', '"passed": '))
+DIFFERENCES = Kind(holds=('"layer": ', '"absolute": ', '"relative": ', '"tolerance": ', '"passed": '))
 
 
 def define_flags() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     from convert.parity import verify
     from lma_jax.checkpoint.format import load_checkpoint
 
-    outputs.require({"json": (options.json, DIFFERENCES)}, inputs=_inputs(), force=options.force)
+    require_outputs({"json": (options.json, DIFFERENCES)}, inputs=_inputs(), force=options.force)
     if random:
         pair = random_pair(options.model)
     else:

@@ -26,8 +26,8 @@ INTERRUPTED = 75
 def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
     """Defines and parses the flags, and calls `main`.
 
-    A UserError, a bad flag, a file that cannot be used or a missing package ends the program with one line on stderr and
-    exit code 2, an InterruptedRun with 75.
+    A UserError, a bad flag, a file that cannot be used or a missing package ends the program with one line on stderr
+    and exit code 2, an InterruptedRun with 75.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -68,7 +68,7 @@ def define_step() -> None:
 
 
 def define_force() -> None:
-    """Adds --force, for `outputs.require`."""
+    """Adds --force, for `overwriting.require_outputs`."""
     flags.DEFINE_bool("force", False, "Replace existing files, even those that this program did not write.")
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from absl import flags
 
-from lma_jax import cli, outputs
+from lma_jax import cli
 from lma_jax.errors import UserError, require_packages
+from lma_jax.overwriting import Kind, require_outputs
 
 MAX_IMAGES = 40
 
@@ -40,8 +41,8 @@ def main() -> None:
     files = image_files(path)
     if options.gates and (len(files) > 1 or options.class_id is not None):
         raise UserError("--gates takes one image file, and no --class_id: the gates are the same for all classes")
-    picture = (output, outputs.Kind(holds=(figures.CREATOR,)))
-    outputs.require({"output": picture}, inputs=[*files, Path(options.checkpoint, "checkpoints")], force=options.force)
+    picture = (output, Kind(holds=(figures.CREATOR,)))
+    require_outputs({"output": picture}, inputs=[*files, Path(options.checkpoint, "checkpoints")], force=options.force)
     checkpoint = load_checkpoint(options.checkpoint, options.step)
     metadata, preprocessing = checkpoint.metadata, checkpoint.metadata.preprocessing
     if options.class_id is not None and options.class_id >= metadata.num_classes:

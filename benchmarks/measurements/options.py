@@ -77,11 +77,11 @@ class Parser(argparse.ArgumentParser):
     def _check_json(self, json: Path | None, *, force: bool) -> None:
         if json is None:
             return
-        from lma_jax import outputs  # here, since a prediction needs no package
-        from lma_jax.errors import UserError
+        from lma_jax.errors import UserError  # here, since a prediction needs no package
+        from lma_jax.overwriting import Kind, require_outputs
 
         try:
-            outputs.require({"json": (json, outputs.Kind(self._holds))}, force=force)
+            require_outputs({"json": (json, Kind(self._holds))}, force=force)
         except UserError as error:
             self.exit(2, f"error: {error}\n")
 

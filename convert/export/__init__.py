@@ -10,7 +10,7 @@ from pathlib import Path
 from convert.export import onnx, stablehlo, torch_program, weights
 from convert.export.verified import VerifiedPair
 from lma_jax.errors import UserError, require_packages
-from lma_jax.outputs import Kind
+from lma_jax.overwriting import Kind
 from lma_jax.weight_files import require_suffix
 
 

@@ -10,7 +10,7 @@ from lma_jax.checkpoint.format import Checkpoint
 from lma_jax.checkpoint.restore import fill, restore_model
 from lma_jax.definition import split
 from lma_jax.errors import UserError
-from lma_jax.outputs import Kind
+from lma_jax.overwriting import Kind
 from lma_jax.weight_files import require_suffix, to_array, write_weights
 
 # An export of weights has statistics as well.

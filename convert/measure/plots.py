@@ -9,7 +9,7 @@ from convert.measure.runs import Variant
 from convert.measure.timing import Timing
 from lma_jax import files
 from lma_jax.errors import require_packages
-from lma_jax.outputs import Kind
+from lma_jax.overwriting import Kind
 from lma_jax.registry import parts_of
 from lma_jax.weight_files import require_suffix
 

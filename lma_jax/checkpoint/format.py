@@ -1,7 +1,6 @@
 """Reads checkpoints and checks their checksums."""
 
 import json
-import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from lma_jax.errors import UserError
+from lma_jax.errors import UserError, warn
 from lma_jax.preprocessing import Preprocessing, preprocessing_from
 
 Arrays = dict[str, np.ndarray]
@@ -167,10 +166,7 @@ def newest_good(folder: Path) -> Checkpoint:
             problems.append(f"{step} ({error})")
             continue
         if problems:
-            print(
-                f"warning: skipped damaged checkpoints {', '.join(problems)}; using {step} of {folder.parent}",
-                file=sys.stderr,
-            )
+            warn(f"skipped damaged checkpoints {', '.join(problems)}; using {step} of {folder.parent}")
         return checkpoint
     raise UserError(f"every checkpoint in {folder} is damaged: {', '.join(problems)}")
 
@@ -219,7 +215,7 @@ def _best(folder: Path, steps: list[int]) -> str:
         try:
             accuracies[step] = read(folder, step).metadata.metrics.get("val_top1", -1.0)
         except DamagedError as error:
-            print(f"warning: checkpoint {step} of {folder.parent} is damaged ({error})", file=sys.stderr)
+            warn(f"checkpoint {step} of {folder.parent} is damaged ({error})")
     return str(max(accuracies, key=lambda step: accuracies[step], default=""))
 
 

@@ -6,7 +6,6 @@ With 16 threads and batches of 256 images of 224 x 224 pixels, those are 17 batc
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from lma_jax.data.batch import Batch, blank_example
 from lma_jax.data.sources import Source
 from lma_jax.data.transforms import Augmentation, train_image
 from lma_jax.data.worker import end_with_parent
-from lma_jax.errors import UserError
+from lma_jax.errors import UserError, warn
 from lma_jax.images import BadImageError, eval_image
 from lma_jax.preprocessing import Preprocessing
 
@@ -115,7 +114,7 @@ def _load(
         message = f"image {index:,} of {source.name}{name and f' ({name})'} cannot be decoded: {error}"
         if reading.on_bad_image == "error":
             raise UserError(f"{message}. Repair or remove it, or set config.on_bad_image=skip") from error
-        print(f"warning: skipped {message}", file=sys.stderr, flush=True)
+        warn(f"skipped {message}")
         return None
 
 

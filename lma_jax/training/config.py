@@ -227,7 +227,9 @@ def _require(config: ConfigDict, name: str, key: Key) -> None:
 def _require_known(config: ConfigDict) -> None:
     for name in config:
         if name not in KEYS:
-            raise UserError(f"the config has a key {name!r} that does nothing, did you mean {nearest(str(name), KEYS)!r}?")
+            raise UserError(
+                f"the config has a key {name!r} that does nothing, did you mean {nearest(str(name), KEYS)!r}?"
+            )
 
 
 def _value(config: ConfigDict, name: str) -> Any:

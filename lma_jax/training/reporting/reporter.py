@@ -1,6 +1,5 @@
 """Progress output and workdir files, written by process 0."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lma_jax.errors import UserError
+from lma_jax.errors import UserError, warn
 from lma_jax.training.meter import Meter
 from lma_jax.training.reporting.metrics import MetricsWriter
 from lma_jax.training.reporting.pictures import draw_curves, draw_examples
@@ -113,9 +112,9 @@ class Reporter:
         try:
             yield
         except OSError as error:
-            print(f"warning: cannot write {self._workdir / name}: {error.strerror}", file=sys.stderr, flush=True)
+            warn(f"cannot write {self._workdir / name}: {error.strerror}")
         except UserError as error:
-            print(f"warning: {error}", file=sys.stderr, flush=True)
+            warn(error)
 
 
 class _Ahead:

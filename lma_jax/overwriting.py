@@ -1,4 +1,4 @@
-"""The outputs of a command, checked before anything is computed: they must not be inputs or somebody else's files."""
+"""What a command may overwrite, checked before anything is computed: no input, and no file that it did not write."""
 
 import os
 import unicodedata
@@ -21,7 +21,7 @@ class Kind(NamedTuple):
     lacks: tuple[str, ...] = ()
 
 
-def require(
+def require_outputs(
     outputs: Mapping[str, tuple[str | Path | None, Kind]],
     *,
     inputs: Iterable[str | Path | None] = (),
