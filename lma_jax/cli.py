@@ -142,7 +142,8 @@ class _ConfigParser(flags.ArgumentParser):
             reason = error.msg if isinstance(error, SyntaxError) else error
             raise UserError(f"config {_place(error, name)}: {type(error).__name__}: {reason}") from error
         _require_config_dict(self.config, name)
-        return self.config.lock()
+        self.config.lock()
+        return self.config
 
 
 def _place(error: BaseException, path: str) -> str:

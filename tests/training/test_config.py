@@ -1,15 +1,21 @@
 """The table of config keys, the recipes, and what a config is refused for."""
 
 import json
+import math
 from importlib import import_module
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs import common
 from lma_jax.errors import UserError
 from lma_jax.preprocessing import IMAGENET, preprocessing_from
 from lma_jax.training.config import KEYS, differences, validate
+from lma_jax.training.schedule import EpochClock, eval_steps, learning_rate_schedule
 from lma_jax.training.trainer import Trainer
 from tests.helpers.commands import ROOT
 
@@ -89,6 +95,106 @@ def test_a_value_that_is_not_allowed_is_named_with_what_is(values, expected, tmp
         Trainer(config, tmp_path / "run")
     assert expected in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+REFUSED: list[dict[str, Any]] = [
+    *({name: (value, 0.5, 0.5)} for name in ("mean", "std") for value in (math.inf, math.nan, -1.0, True, "0.5")),
+    *({name: value} for name in ("mean", "std", "crop_scale") for value in (np.ones(3), {0: 1, 1: 1, 2: 1}, "abc", 1.0)),
+    *({"std": (value, 0.5, 0.5)} for value in (0, 1e-300)),
+    *({"crop_scale": value} for value in ((math.nan, 1.0), (True, True), (0.5, math.inf), (0, 1), (0.5, 0.6, 0.7))),
+    *({"decay_epochs": value} for value in ((math.inf,), (math.nan,), (1e300,), (True, 2), "12", {1: 2})),
+    *({"epochs": value} for value in (1e9, math.nan, 10**5000, True, np.float32(9))),
+    *({"eval_every": value} for value in (math.inf, 1e9, False)),
+    *({name: 10**6} for name in ("image_size", "train_image_size", "resize_size", "data_threads", "data_workers")),
+    *({name: 10**12} for name in ("batch_size", "eval_batch_size", "keep_checkpoints", "log_every", "accumulate")),
+    *({name: np.int64(64)} for name in ("batch_size", "seed", "log_every")),
+    *({name: True} for name in ("seed", "batch_size", "momentum", "learning_rate", "mixup", "label_smoothing")),
+    *({name: 10**400} for name in ("learning_rate", "weight_decay", "clip_norm", "base_batch_size", "seed")),
+    *({"mixup": value} for value in (1e-300, 1e30)),
+    *({"data_dir": value} for value in ("a\0b", "\ud800", "a" * 5000)),
+    *({"model": value} for value in (5, ["resnet18"], "x" * 10**6, "a\nb")),
+    {"target_threshold": True},
+    {"flip": 1},
+    {"batch_size": 1 << 20, "train_image_size": 8192},
+    {"a_key_of_nothing": 1},
+]
+
+
+@pytest.mark.parametrize("values", REFUSED, ids=lambda values: next(iter(values)))
+def test_a_value_out_of_bounds_is_refused_briefly(values):
+    with pytest.raises(UserError) as error:
+        validate(ConfigDict({**common.get_config().to_dict(), **values}))
+    assert next(iter(values)) in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (dict(eval_every=1e-12), "config.eval_every=1e-12 of 1,437 examples in batches of 64 are less than one step"),
+        (dict(epochs=1e6), "config.eval_every=1.0 makes 1,000,000 evaluations"),
+        (dict(epochs=1e6, eval_every=1e5, batch_size=4, dataset="folder", data_dir="/none"), "does not exist"),
+        (dict(learning_rate=3e38, base_batch_size=1), "config.learning_rate=3e+38 scaled"),
+        (dict(train_split="train[:10%]"), "no split 'train[:10%]' (a part or a sum of splits is none)"),
+        (dict(dataset="digits:2.0.0"), "2.0.0"),
+        (dict(dataset="imagenet2012:1.0.0"), "cannot be loaded at version 1.0.0"),
+        (dict(dataset="imagenet2012:5.1.0"), "lma_jax.data.prepare --archives="),
+    ],
+)
+def test_durations_and_data_out_of_bounds_are_refused_before_anything_starts(values, expected, tmp_path):
+    config = import_module("configs.digits").get_config()
+    config.update(values)
+    with pytest.raises(UserError) as error:
+        Trainer(config, tmp_path / "run")
+    assert expected in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_digits_may_be_named_with_their_version(tmp_path):
+    config = import_module("configs.digits").get_config()
+    config.dataset = "digits:1.0.0"
+    assert len(Trainer(config, tmp_path / "run").train_source) == 1437
+
+
+def test_a_value_that_cannot_be_computed_is_named():
+    config = common.get_config()
+    config.base_batch_size = 1
+    config.batch_size = config.get_ref("image_size") // config.get_ref("base_batch_size")
+    config.base_batch_size = 0
+    with pytest.raises(UserError, match=r"config.batch_size has no value: .*zero"):
+        validate(config)
+
+
+WILD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-(10**6), 10**6),
+    st.floats(),
+    st.floats(0, 1),
+    st.text(max_size=20),
+    st.sampled_from([choice for key in KEYS.values() for choice in key.kind.choices]),
+    st.sampled_from([10**5000, -(2**31), 2**63, 5e-324, np.float32(0.5), np.int64(8), np.ones(3), object(), b"sgd"]),
+    st.lists(st.one_of(st.floats(), st.integers(), st.booleans(), st.text(max_size=3)), max_size=4),
+    st.tuples(st.floats(), st.floats()),
+    st.tuples(*[st.floats(0, 2)] * 3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=3),
+)
+
+
+@given(st.dictionaries(st.sampled_from([*KEYS, "unknown"]), WILD, min_size=1, max_size=4))
+def test_wild_values_are_accepted_or_refused(values):
+    """What is accepted makes a schedule and JSON without an error of another kind."""
+    config = ConfigDict({**common.get_config().to_dict(), **values}, convert_dict=False)
+    try:
+        validate(config)
+        clock = EpochClock(1_281_167, config.batch_size)
+        assert eval_steps(config, clock)[-1] <= 2**31 - 1
+        learning_rate_schedule(config, clock)
+    except UserError as error:
+        assert len(str(error)) < 1000
+    else:
+        json.dumps(config.to_dict(), allow_nan=False)
 
 
 def test_every_recipe_names_its_command():
