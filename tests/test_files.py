@@ -38,7 +38,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_new_folder(tmp_path, monkeypatch
     (tmp_path / "table.csv").write_text("old")
     monkeypatch.setattr(os, "fsync", full)
     for path in (tmp_path / "table.csv", tmp_path / "new/folder/table.csv"):
-        with pytest.raises(UserError, match="cannot write .*table.csv: No space left on device"):
+        with pytest.raises(UserError, match=r"cannot write .*table.csv: No space left on device"):
             files.write(path, "new")
     assert names(tmp_path) == ["table.csv"]
     assert (tmp_path / "table.csv").read_text() == "old"
@@ -96,7 +96,7 @@ def test_an_input_is_never_an_output(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("other", ["table.csv", "TABLE.csv", "./new/../table.csv"])
 def test_two_outputs_are_two_files(other, tmp_path):
-    with pytest.raises(UserError, match="--csv=.* and --json=.* are one file"):
+    with pytest.raises(UserError, match=r"--csv=.* and --json=.* are one file"):
         require_outputs({"csv": (tmp_path / "table.csv", TABLE), "json": (tmp_path / other, TABLE)}, force=True)
 
 

@@ -20,13 +20,14 @@ import convert.export.program
 import convert.parity
 import lma_jax
 import lma_torch
-from convert.export import FORMATS, export, format_of
-from convert.export.momentum import export_momentum
+from convert.export import EXPORT, FORMATS, export, format_of
+from convert.export.momentum import MOMENTUM, export_momentum
 from convert.export.verified import VerifiedPair, verified_pair
 from lma_jax.checkpoint.format import Checkpoint, Metadata, to_arrays
 from lma_jax.definition import split
 from lma_jax.errors import UserError
-from lma_jax.weight_files import read_weights
+from lma_jax.overwriting import require_outputs
+from lma_jax.weight_files import read_weights, write_weights
 from tests.helpers.pairs import register_resnet10
 
 CLASS_NAMES = ("cat", "dog", "cow")
@@ -77,6 +78,24 @@ def test_an_export_of_weights_loads_in_pytorch_and_describes_itself(pair, suffix
     assert metadata["verified"]["float64"]["passed"] == metadata["verified"]["float64"]["layers"] == 41
     assert "layer1.0.attention.conv_h" in metadata["verified"]["not_verified"]
     assert metadata == read_weights(path)[1]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_an_export_may_replace_another_but_neither_momentum_nor_other_weights(checkpoint, pair, suffix, tmp_path):
+    exported, momentum, other = (tmp_path / f"{name}{suffix}" for name in ("exported", "momentum", "other"))
+    export(pair, exported)
+    export_momentum(checkpoint, momentum)
+    write_weights(other, {"fc.bias": np.zeros(3, np.float32)}, {})
+    require_outputs({"output": (exported, EXPORT), "momentum": (momentum, MOMENTUM)}, force=False)
+    for path, kind in ((momentum, EXPORT), (other, EXPORT), (exported, MOMENTUM), (other, MOMENTUM)):
+        with pytest.raises(UserError, match=r"--output=.* exists and is no file of this kind"):
+            require_outputs({"output": (path, kind)}, force=False)
+
+
+def test_a_program_may_replace_another(pair, tmp_path):
+    for _ in range(2):
+        require_outputs({"output": (tmp_path / "network.stablehlo", EXPORT)}, force=False)
+        export(pair, tmp_path / "network.stablehlo")
 
 
 def test_every_format_belongs_to_one_command():

@@ -1,5 +1,6 @@
 """Weights of other origins become checkpoints; bad files are refused in one line each."""
 
+import errno
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import convert
 import lma_torch
 from convert.importing import import_weights
 from lma_jax.checkpoint.format import load_checkpoint
+from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.checkpoint.restore import restore_model
 from lma_jax.errors import UserError
 from lma_jax.preprocessing import IMAGENET
@@ -48,6 +51,34 @@ def test_imported_weights_are_a_checkpoint(name, suffix, tmp_path):
     assert all(torch.equal(returned[key], weights[key]) for key in returned)
     with pytest.raises(UserError, match="exists already"):
         import_weights(tmp_path / f"weights{suffix}", tmp_path / "run")
+
+
+def full_disk(self, *arguments: Any, **options: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("save", [full_disk, lambda self, *arguments, **options: None], ids=["raises", "is lost"])
+def test_an_import_that_fails_leaves_nothing_behind_and_can_be_repeated(save, tmp_path, monkeypatch):
+    _, torch_model = golden_pair("resnet10", num_classes=4)
+    arrays = {key: to_array(value) for key, value in torch_model.state_dict().items()}
+    write_weights(tmp_path / "weights.safetensors", arrays, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        with pytest.raises(UserError, match=r"cannot write to .*run( |:|$)"):
+            import_weights(tmp_path / "weights.safetensors", tmp_path / "new/run")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+    import_weights(tmp_path / "weights.safetensors", tmp_path / "new/run")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["run"]
+    assert load_checkpoint(tmp_path / "new/run").metadata.num_classes == 4
+
+
+def test_a_workdir_that_cannot_be_made_is_told_before_the_weights_are_read(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, expected in (("file", "exists already"), ("link", "exists already"), ("file/run", "cannot write")):
+        with pytest.raises(UserError, match=expected):
+            import_weights(tmp_path / "missing.pth", tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
 @pytest.mark.parametrize(

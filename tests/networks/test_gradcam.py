@@ -3,12 +3,14 @@
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 from flax import nnx
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -123,6 +125,30 @@ def test_gates_are_drawn(draw, tmp_path):
     draw(gates=True, image="{runs}/photos/1.jpg", output="{tmp}/one.png", layer=["layer2.0.attention"])
     (width, height), one = size_of(tmp_path / "cam.png"), size_of(tmp_path / "one.png")
     assert (width, height) == (2 * one[0], 2 * one[1] - 75)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_an_own_picture_is_replaced_and_any_other_kept(draw, tmp_path, suffix, monkeypatch):
+    output, picture = tmp_path / f"cam.{suffix}", Figure()
+    monkeypatch.setattr(figures, "draw_maps", lambda *arguments, **options: picture)
+    options: dict[str, Any] = dict(image="{runs}/photos/0.jpg", output=str(output))
+    draw(**options)
+    draw(**options)
+    picture.savefig(output)
+    with pytest.raises(UserError, match="exists and is no file of this kind"):
+        draw(**options)
+    draw(**options, force=True)
+    draw(**options)
+
+
+def test_an_image_is_not_overwritten_by_its_picture(draw, runs, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("0.png", "1.png"):
+        Image.open(runs / "photos/0.jpg").save(tmp_path / "photos" / name)
+    (tmp_path / "link.png").symlink_to("photos/1.png")
+    for image, output in (("photos/0.png", "photos/0.png"), ("photos", "photos/1.png"), ("photos", "link.png")):
+        with pytest.raises(UserError, match="is an input of this command"):
+            draw(image=f"{{tmp}}/{image}", output=f"{{tmp}}/{output}", force=True)
 
 
 def test_a_map_of_one_pixel_is_pointed_out(draw, monkeypatch):

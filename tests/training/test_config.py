@@ -99,7 +99,11 @@ def test_a_value_that_is_not_allowed_is_named_with_what_is(values, expected, tmp
 
 REFUSED: list[dict[str, Any]] = [
     *({name: (value, 0.5, 0.5)} for name in ("mean", "std") for value in (math.inf, math.nan, -1.0, True, "0.5")),
-    *({name: value} for name in ("mean", "std", "crop_scale") for value in (np.ones(3), {0: 1, 1: 1, 2: 1}, "abc", 1.0)),
+    *(
+        {name: value}
+        for name in ("mean", "std", "crop_scale")
+        for value in (np.ones(3), {0: 1, 1: 1, 2: 1}, "abc", 1.0)
+    ),
     *({"std": (value, 0.5, 0.5)} for value in (0, 1e-300)),
     *({"crop_scale": value} for value in ((math.nan, 1.0), (True, True), (0.5, math.inf), (0, 1), (0.5, 0.6, 0.7))),
     *({"decay_epochs": value} for value in ((math.inf,), (math.nan,), (1e300,), (True, 2), "12", {1: 2})),

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from lma_jax.errors import UserError
+from lma_jax.training.reporting.reporter import Ahead
 from lma_jax.training.schedule import EpochClock, eval_steps, learning_rate_schedule
 
 
@@ -53,6 +54,34 @@ def test_evaluation_comes_after_every_period_and_at_the_end():
     assert eval_steps(config(epochs=1.0, eval_every=5.0), clock) == [10]
 
 
+def test_rates_far_beyond_the_run_are_finite():
+    clock = EpochClock(examples=1_281_167, batch_size=1)
+    for values in (dict(decay_epochs=(1.0, 1e6)), dict(schedule="exponential", decay_factor=1e30)):
+        schedule = learning_rate_schedule(config(learning_rate=1e38, **values), clock)
+        assert np.isfinite([schedule(0), schedule(2**31 - 1)]).all()
+
+
+def test_the_reporter_computes_rates_as_the_schedule_does(monkeypatch):
+    monkeypatch.setattr(Ahead, "SPAN", 7)
+    schedule = learning_rate_schedule(config(schedule="cosine", warmup_epochs=1.0), EpochClock(40, 8))
+    rates = Ahead(schedule, 20)
+    steps = [20, 21, 30, 44, 3]
+    assert [rates.at(step) for step in steps] == pytest.approx([float(schedule(step)) for step in steps])
+
+
 def test_a_run_of_no_step_is_refused():
     with pytest.raises(UserError, match="less than one step"):
         eval_steps(config(epochs=0.01), EpochClock(examples=100, batch_size=10))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (dict(eval_every=1e-12), "config.eval_every=1e-12 of 1,281,167 examples .* less than one step"),
+        (dict(epochs=2e5), "makes 200,000 evaluations of config.epochs=200000.0, more than 100,000"),
+        (dict(epochs=1e6, eval_every=1e6), "are 5,004,558,594 steps, more than 2,147,483,647"),
+    ],
+)
+def test_a_run_of_too_many_steps_or_evaluations_is_refused(values, expected):
+    with pytest.raises(UserError, match=expected):
+        eval_steps(config(**values), EpochClock(examples=1_281_167, batch_size=256))

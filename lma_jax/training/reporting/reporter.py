@@ -41,7 +41,7 @@ class Reporter:
         self._reports = jax.process_index() == 0
         self._start = start
         self._eval_steps = eval_steps
-        self._learning_rates = _Ahead(schedule, start)
+        self._learning_rates = Ahead(schedule, start)
 
     def __enter__(self) -> "Reporter":
         with ExitStack() as stack:
@@ -117,7 +117,7 @@ class Reporter:
             warn(error)
 
 
-class _Ahead:
+class Ahead:
     """The values of a schedule, computed thousands at a time, since each computation waits for the steps in flight."""
 
     SPAN = 1 << 14
