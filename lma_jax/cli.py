@@ -173,7 +173,8 @@ def _require_config_dict(config: Any, path: str) -> None:
 
 
 def _fail_on_unknown_key(argv: list[str]) -> None:
-    config = flags.FLAGS["config"].parser.config if "config" in flags.FLAGS else None
+    parser = flags.FLAGS["config"].parser if "config" in flags.FLAGS else None
+    config = parser.config if isinstance(parser, _ConfigParser) else None
     for argument in argv:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if config is not None and match and match[1] not in config:
