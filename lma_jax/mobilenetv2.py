@@ -167,6 +167,10 @@ class MobileNetV2(Network):
         ends = (0, *MAP_ENDS, 19)
         return [Sequential(list(self.features)[start:end]) for start, end in itertools.pairwise(ends)]
 
+    def forward_features(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, 3) -> the last feature map (N, H/32, W/32, C)."""
+        return self.features(x)
+
     def forward_head(self, x: jax.Array) -> jax.Array:
         """The last feature map (N, h, w, C) -> logits (N, num_classes)."""
         return self.classifier(x.mean(SPATIAL_AXES))

@@ -43,6 +43,7 @@ class Block(nnx.Module):
     """
 
     last_norm: str
+    drop_path: nnx.Dropout | None
 
     def build_attention(
         self, attention: Attention | Placement | None, *, planes: int, channels: int, **options: Any

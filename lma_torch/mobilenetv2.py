@@ -150,13 +150,17 @@ class MobileNetV2(Network):
         ends = (0, *MAP_ENDS, 19)
         return [self.features[start:end] for start, end in itertools.pairwise(ends)]
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> the last feature map (N, C, H/32, W/32)."""
+        return self.features(x)
+
     def forward_head(self, x: Tensor) -> Tensor:
         """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
         return self.classifier(self.avgpool(x).flatten(1))
 
     def remove_after(self, index: int) -> None:
         """Removes the layers behind a map; see Network."""
-        self.features = self.features[: MAP_ENDS[index]]
+        del self.features[MAP_ENDS[index] :]
 
     def get_classifier(self) -> nn.Module:
         """The last layer of `classifier`."""

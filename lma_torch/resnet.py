@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lma_torch.attention import Attention, Placement
-from lma_torch.layers import Network, conv, dilated, drop_path_rates, head, init_weights, stochastic_depth
+from lma_torch.layers import DropPath, Network, conv, dilated, drop_path_rates, head, init_weights, stochastic_depth
 from lma_torch.profiles import gated_sum, pays
 
 
@@ -28,6 +28,7 @@ class Block(nn.Module):
     """
 
     last_norm: str
+    drop_path: DropPath | None
 
     def build_attention(
         self, attention: Attention | Placement | None, *, planes: int, channels: int, **options: Any
