@@ -18,7 +18,7 @@ SPATIAL_AXES = (1, 2)
 
 
 class FeatureInfo(list[dict[str, Any]]):
-    """Feature maps as timm describes them, each by {"num_chs": its channels, "reduction": its stride}."""
+    """Feature maps as timm describes them: {"num_chs": channels, "reduction": stride, "module": their last layer}."""
 
     def channels(self) -> list[int]:
         """The channels of each map."""
@@ -28,6 +28,10 @@ class FeatureInfo(list[dict[str, Any]]):
         """The stride of each map: the image's size over its own."""
         return [info["reduction"] for info in self]
 
+    def module_name(self) -> list[str]:
+        """The path of each map's last layer."""
+        return [info["module"] for info in self]
+
 
 class Network(nnx.Module):
     """An image classifier in two parts: `forward_head` after `forward_features`.
@@ -35,14 +39,14 @@ class Network(nnx.Module):
     Attributes:
         num_classes: size of the output; 0 without a classifier, which gives the pooled features.
         num_features: channels of the last feature map.
-        maps: channels and stride of the maps C1 to C5.
+        maps: channels, stride and last layer of the maps C1 to C5.
         out_indices: which of them a call returns instead of logits; None for logits.
         dtype: computation dtype, or None for that of the input and the parameters.
     """
 
     num_classes: int
     num_features: int
-    maps: tuple[tuple[int, int], ...]
+    maps: tuple[tuple[int, int, str], ...]
     out_indices: tuple[int, ...] | None = None
     dtype: Any
 
@@ -50,7 +54,7 @@ class Network(nnx.Module):
     def feature_info(self) -> FeatureInfo:
         """The feature maps that `forward_intermediates`, or else a call, returns."""
         taken = taken_indices(self.out_indices)
-        return FeatureInfo(dict(zip(("num_chs", "reduction"), self.maps[index])) for index in taken)
+        return FeatureInfo(dict(zip(("num_chs", "reduction", "module"), self.maps[index])) for index in taken)
 
     def stages(self) -> Sequence[Callable[[jax.Array], jax.Array]]:
         """The functions that compute C1 to C5, and what follows them; each takes the map of the one before."""

@@ -151,7 +151,7 @@ class MobileNetV2(Network):
                 channels = out_channels
             reduction *= first_stride
             if len(features) in MAP_ENDS:
-                maps += [(channels, reduction)]
+                maps += [(channels, reduction, f"features.{len(features) - 1}")]
         self.maps = tuple(maps)
         self.num_features = make_divisible(1280 * max(1.0, width_mult), divisor)
         features += [conv_bn_relu(channels, self.num_features, 1, **options)]

@@ -11,7 +11,7 @@ SPATIAL_AXES = (2, 3)
 
 
 class FeatureInfo(list[dict[str, Any]]):
-    """Feature maps as timm describes them, each by {"num_chs": its channels, "reduction": its stride}."""
+    """Feature maps as timm describes them: {"num_chs": channels, "reduction": stride, "module": their last layer}."""
 
     def channels(self) -> list[int]:
         """The channels of each map."""
@@ -21,6 +21,10 @@ class FeatureInfo(list[dict[str, Any]]):
         """The stride of each map: the image's size over its own."""
         return [info["reduction"] for info in self]
 
+    def module_name(self) -> list[str]:
+        """The path of each map's last layer."""
+        return [info["module"] for info in self]
+
 
 class Network(nn.Module):
     """An image classifier in two parts: `forward_head` after `forward_features`.
@@ -28,20 +32,20 @@ class Network(nn.Module):
     Attributes:
         num_classes: size of the output; 0 without a classifier, which gives the pooled features.
         num_features: channels of the last feature map.
-        maps: channels and stride of the maps C1 to C5.
+        maps: channels, stride and last layer of the maps C1 to C5.
         out_indices: which of them a call returns instead of logits; None for logits.
     """
 
     num_classes: int
     num_features: int
-    maps: tuple[tuple[int, int], ...]
+    maps: tuple[tuple[int, int, str], ...]
     out_indices: tuple[int, ...] | None = None
 
     @property
     def feature_info(self) -> FeatureInfo:
         """The feature maps that `forward_intermediates`, or else a call, returns."""
         taken = taken_indices(self.out_indices)
-        return FeatureInfo(dict(zip(("num_chs", "reduction"), self.maps[index])) for index in taken)
+        return FeatureInfo(dict(zip(("num_chs", "reduction", "module"), self.maps[index])) for index in taken)
 
     def stages(self) -> Sequence[Callable[[Tensor], Tensor]]:
         """The functions that compute C1 to C5, and what follows them; each takes the map of the one before."""

@@ -208,7 +208,7 @@ class ResNet(Network):
         self.layer4 = stage(4 * width * block.expansion, 8 * width, depths[3], *stages[3])
         channels = [width, *(width * block.expansion * 2**index for index in range(4))]
         reductions = itertools.accumulate([stride, pooling, *(stage[0] for stage in stages[1:])], operator.mul)
-        self.maps = tuple(zip(channels, reductions))
+        self.maps = tuple(zip(channels, reductions, ("bn1", "layer1", "layer2", "layer3", "layer4")))
         self.num_features = channels[-1]
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.num_classes = num_classes
