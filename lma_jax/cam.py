@@ -17,7 +17,7 @@ from flax import nnx
 
 from lma_jax.errors import nearest
 from lma_jax.intercept import intercept
-from lma_jax.layers import SPATIAL_AXES, widened
+from lma_jax.layers import SPATIAL_AXES, Network, widened
 from lma_jax.lma import LMA
 
 
@@ -64,7 +64,8 @@ def activation_map(
         images: normalised images (N, H, W, 3).
         class_ids: the class of each image (N,), or one for all; by default that of the highest score.
         layer: dotted path of the module whose output is the feature map, such as "layer3", "layer4.1" or
-            "features.10"; by default the last feature map (what `forward_features` returns).
+            "features.10"; by default the last feature map (what `forward_features` returns), or if that is a single
+            pixel, the last one of at least 4 x 4.
         method: "gradcam++" or "gradcam".
 
     Returns:
@@ -83,6 +84,8 @@ def activation_map(
         _require_layer(model, layer)
     elif not hasattr(model, "forward_features"):
         raise ValueError(f"{type(model).__name__} has no forward_features and forward_head: name a layer")
+    else:
+        layer = earlier_layer(model, images)
     if class_ids is not None:
         class_ids = jnp.asarray(class_ids)
         if class_ids.shape not in ((), images.shape[:1]) or not jnp.issubdtype(class_ids.dtype, jnp.integer):
@@ -92,6 +95,15 @@ def activation_map(
     if class_ids is not None and not ((class_ids >= 0) & (class_ids < logits.shape[-1])).all():
         raise ValueError(f"class_ids must be in 0 to {logits.shape[-1] - 1}, got {class_ids}")
     return maps, logits
+
+
+def earlier_layer(model: Any, images: jax.Array) -> str | None:
+    """The last layer of the last feature map of at least 4 x 4, where the very last is a single pixel; else None."""
+    size = max(images.shape[1:3])
+    if not isinstance(model, Network) or size > model.feature_info[-1]["reduction"]:
+        return None
+    large = [info["module"] for info in model.feature_info if size > 3 * info["reduction"]]
+    return large[-1] if large else None
 
 
 def scale_and_resize(maps: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -13,7 +13,7 @@ def convolve(
 ) -> jax.Array:
     """jax.lax.conv_general_dilated of (N, H, W, C), in the form that XLA runs fastest.
 
-    The kernel (k, k, C / groups, C') has an odd k, padding of k // 2 and no dilation.
+    The kernel (k, k, C / groups, C') has an odd k, and a padding of half of its extent.
 
     On maps of one pixel, which the last stages have for small images, only the centre of the kernel contributes. XLA
     would multiply the padding too, at 9 times the cost for a 3x3 kernel. On CPUs, XLA's convolution takes twice as
@@ -23,13 +23,15 @@ def convolve(
         middle = kernel.shape[0] // 2
         kernel, padding = kernel[middle : middle + 1, middle : middle + 1], "VALID"
 
+    is_dilated = options.get("rhs_dilation", (1, 1)) != (1, 1)
+
     def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
         groups = feature_group_count
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, feature_group_count=groups, **options)
 
     if kernel.shape[:2] == (1, 1) and feature_group_count == 1:
         on_cpu = partial(convolve_pointwise, strides=strides)
-    elif 1 < feature_group_count == x.shape[-1] == kernel.shape[-1]:
+    elif 1 < feature_group_count == x.shape[-1] == kernel.shape[-1] and not is_dilated:
         on_cpu = partial(convolve_depthwise, strides=strides)
     else:
         return convolution(x, kernel)

@@ -46,6 +46,21 @@ def ranked_classes(logits: np.ndarray, loss: str) -> list[tuple[int, float]]:
     return [(int(index), float(probabilities[index])) for index in np.argsort(-logits, kind="stable")]
 
 
+def labels(class_names: Sequence[str] | None) -> Callable[[int], str]:
+    """What a class is called in lines and pictures: its name, or "class 3" if that is a number or unknown."""
+
+    def label(index: int) -> str:
+        name = str(index) if class_names is None else class_names[index]
+        return f"class {name}" if name.isdecimal() else name
+
+    return label
+
+
+def draw_images(images: Mapping[str, np.ndarray], title: str) -> Any:
+    """Draws images (H, W, 3) uint8, each below its caption."""
+    return _draw_sheet([Tile(image, None, caption) for caption, image in images.items()], title, strip=1)
+
+
 def draw_maps(
     model: nnx.Module,
     images: Mapping[str, np.ndarray],
@@ -77,16 +92,13 @@ def draw_maps(
     Raises:
         ValueError: see `cam.activation_map`.
     """
-
-    def name_of(index: int) -> str:
-        name = str(index) if class_names is None else class_names[index]
-        return f"class {name}" if name.isdecimal() else name
-
+    name_of = labels(class_names)
     tiles: list[Tile] = []
     for name, image in images.items():
         inputs = normalize(jnp.asarray(image[None]), preprocessing)
         overlays = []
-        for layer in layers:
+        chosen = [layer or cam.earlier_layer(model, inputs) for layer in layers]
+        for layer in chosen:
             maps, logits = cam.activation_map(model, inputs, class_id, layer=layer, method=method)
             overlays.append(np.asarray(cam.scale_and_resize(maps, image.shape[:2]))[0])
             if maps[0].size == 1 and not tiles:
@@ -95,7 +107,7 @@ def draw_maps(
         report(f"{name}: " + ", ".join(f"{name_of(index)} {100 * p:.2f} %" for index, p in ranked[:top]))
         explained = next(f"{name_of(index)}, {100 * p:.1f} %" for index, p in ranked if class_id in (None, index))
         tiles.append(Tile(image, None, name))
-        captions = [", ".join(filter(None, (layer, explained))) for layer in layers]
+        captions = [", ".join(filter(None, (layer, explained))) for layer in chosen]
         tiles += [Tile(image, overlay, caption) for overlay, caption in zip(overlays, captions)]
     return _draw_sheet(tiles, title, strip=1 + len(layers), label=f"{METHOD_NAMES[method]}, scaled to each image")
 
@@ -140,8 +152,8 @@ class Tile(NamedTuple):
     caption: str
 
 
-def _draw_sheet(tiles: Sequence[Tile], title: str, *, strip: int, label: str) -> Any:
-    """Draws tiles with a colour bar; `strip` successive ones share a row."""
+def _draw_sheet(tiles: Sequence[Tile], title: str, *, strip: int, label: str = "") -> Any:
+    """Draws tiles, of which `strip` successive ones share a row, and a colour bar if there is a label for it."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
@@ -157,8 +169,9 @@ def _draw_sheet(tiles: Sequence[Tile], title: str, *, strip: int, label: str) ->
         axes.set_title(tile.caption, fontsize=9)
         if tile.overlay is not None:
             axes.imshow(tile.overlay, cmap="jet", alpha=0.5, vmin=0, vmax=1)
-    bar = figure.colorbar(ScalarMappable(cmap="jet"), ax=grid, shrink=0.9, aspect=30 * rows)
-    bar.set_label(label)
+    if label:
+        bar = figure.colorbar(ScalarMappable(cmap="jet"), ax=grid, shrink=0.9, aspect=30 * rows)
+        bar.set_label(label)
     figure.suptitle(title)
     return figure
 

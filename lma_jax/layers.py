@@ -1,7 +1,7 @@
 """What the backbones share: their two parts, convolution and initialisation; and layers as PyTorch has them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -17,32 +17,190 @@ from lma_jax.convolution import convolve
 SPATIAL_AXES = (1, 2)
 
 
+class FeatureInfo(list[dict[str, Any]]):
+    """Feature maps as timm describes them: {"num_chs": channels, "reduction": stride, "module": their last layer}."""
+
+    def channels(self) -> list[int]:
+        """The channels of each map."""
+        return [info["num_chs"] for info in self]
+
+    def reduction(self) -> list[int]:
+        """The stride of each map: the image's size over its own."""
+        return [info["reduction"] for info in self]
+
+    def module_name(self) -> list[str]:
+        """The path of each map's last layer."""
+        return [info["module"] for info in self]
+
+
 class Network(nnx.Module):
-    """An image classifier in two parts: `forward_head` after `forward_features`."""
+    """An image classifier in two parts: `forward_head` after `forward_features`.
+
+    Attributes:
+        num_classes: size of the output; 0 without a classifier, which gives the pooled features.
+        num_features: channels of the last feature map.
+        maps: channels, stride and last layer of the maps C1 to C5.
+        out_indices: which of them a call returns instead of logits; None for logits.
+        dtype: computation dtype, or None for that of the input and the parameters.
+    """
+
+    num_classes: int
+    num_features: int
+    maps: tuple[tuple[int, int, str], ...]
+    out_indices: tuple[int, ...] | None = None
+    dtype: Any
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """The feature maps that `forward_intermediates`, or else a call, returns."""
+        taken = taken_indices(self.out_indices)
+        return FeatureInfo(dict(zip(("num_chs", "reduction", "module"), self.maps[index])) for index in taken)
+
+    def stages(self) -> Sequence[Callable[[jax.Array], jax.Array]]:
+        """The functions that compute C1 to C5, and what follows them; each takes the map of the one before."""
+        raise NotImplementedError
 
     def forward_features(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, 3) -> the last feature map (N, h, w, C)."""
-        raise NotImplementedError
+        """Images (N, H, W, in_chans) -> the last feature map (N, h, w, C)."""
+        for stage in self.stages():
+            x = stage(x)
+        return x
 
     def forward_head(self, x: jax.Array) -> jax.Array:
         """The last feature map (N, h, w, C) -> logits (N, num_classes)."""
         raise NotImplementedError
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, 3) -> logits (N, num_classes)."""
+    def forward_intermediates(
+        self,
+        x: jax.Array,
+        indices: int | Sequence[int] | None = None,
+        *,
+        stop_early: bool = False,
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The last feature map, and the list of the maps C1 to C5, as timm's method of this name.
+
+        Args:
+            x: Images (N, H, W, in_chans).
+            indices: which maps, from 0 or, below it, from the last; a number for so many of the last; all by default.
+            stop_early: compute no more than these maps need; the last of them then stands for the last feature map.
+            intermediates_only: return the list alone.
+
+        Raises:
+            ValueError: there is no such map.
+        """
+        taken = taken_indices(indices)
+        stages = self.stages()[: taken[-1] + 1] if stop_early or intermediates_only else self.stages()
+        maps = []
+        for index, stage in enumerate(stages):
+            x = stage(x)
+            if index in taken:
+                maps.append(x)
+        return maps if intermediates_only else (x, maps)
+
+    def __call__(self, x: jax.Array) -> Any:
+        """Images (N, H, W, in_chans) -> logits (N, num_classes), or the list of feature maps."""
+        if self.out_indices is not None:
+            return self.forward_intermediates(x, self.out_indices, intermediates_only=True)
         return self.forward_head(self.forward_features(x))
+
+    def select_features(self, out_indices: int | Sequence[int] | None) -> None:
+        """Makes a call return feature maps, chosen as in `forward_intermediates`; layers behind them are removed."""
+        self.out_indices = taken_indices(out_indices)
+        self.remove_after(self.out_indices[-1])
+        self.reset_classifier(0)
+
+    def remove_after(self, index: int) -> None:
+        """Removes the layers behind the map C<index + 1>."""
+        raise NotImplementedError
+
+    def get_classifier(self) -> nnx.Module:
+        """The layer that computes the logits from the pooled features."""
+        raise NotImplementedError
+
+    def set_classifier(self, layer: nnx.Module) -> None:
+        """Replaces it."""
+        raise NotImplementedError
+
+    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
+        """Gives the network a classifier with weights as at first, which needs `rngs`, or none for 0 classes."""
+        self.num_classes = num_classes
+        kernel = next(module.kernel for _, module in nnx.iter_modules(self) if isinstance(module, nnx.Conv))
+        options: dict[str, Any] = dict(dtype=self.dtype, param_dtype=kernel.dtype, rngs=rngs)
+        self.set_classifier(head(self.num_features, num_classes, **options))
+
+
+# The standard deviation of a classifier's first weights.
+HEAD_STD = 0.01
+
+
+def taken_indices(indices: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The sorted indices, 0 to 4, of the maps that `indices` names; see `Network.forward_intermediates`.
+
+    Raises:
+        ValueError: there is no such map.
+    """
+    chosen = range(-5 if indices is None else -indices, 0) if indices is None or isinstance(indices, int) else indices
+    if not chosen or min(chosen) < -5 or max(chosen) > 4:
+        raise ValueError(f"the feature maps C1 to C5 have the indices 0 to 4, or -5 to -1: {indices!r} names no map")
+    return tuple(sorted({index % 5 for index in chosen}))
+
+
+def dilated(strides: Sequence[int], *, start: int, output_stride: int) -> list[tuple[int, tuple[int, int]]]:
+    """The strides of stages, with dilations in place of those that would exceed `output_stride`.
+
+    Args:
+        strides: stride of each stage, which its first block has.
+        start: stride of the map before them.
+        output_stride: 8, 16 or 32.
+
+    Returns:
+        For each stage its stride, and the dilations of the convolution that has it and of the later ones.
+
+    Raises:
+        ValueError: `output_stride` is another number.
+    """
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride must be 8, 16 or 32, not {output_stride!r}")
+    stages, reached, dilation = [], start, 1
+    for stride in strides:
+        before = dilation
+        if reached * stride > output_stride:
+            stride, dilation = 1, dilation * stride
+        reached *= stride
+        stages.append((stride, (before, dilation)))
+    return stages
+
+
+def drop_path_rates(last: float, blocks: int) -> list[float]:
+    """The rates of stochastic depth, from 0 at the first block to `last` at the last one.
+
+    Raises:
+        ValueError: `last` is not from 0 to below 1.
+    """
+    if not 0 <= last < 1:
+        raise ValueError(f"drop_path must be from 0 to below 1, not {last!r}")
+    return [last * index / max(blocks - 1, 1) for index in range(blocks)]
 
 
 def conv(
-    in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1, **options: Any
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    **options: Any,
 ) -> nnx.Conv:
-    """A square convolution without bias, padded by kernel_size // 2 on every side (SAME would shift at stride 2)."""
+    """A square convolution without bias, padded on every side by half of its extent (SAME would shift at stride 2)."""
     return conv2d(
         in_channels,
         out_channels,
         kernel_size,
         stride=stride,
-        padding=kernel_size // 2,
+        padding=dilation * (kernel_size // 2),
+        dilation=dilation,
         groups=groups,
         bias=False,
         conv_general_dilated=convolve,
@@ -65,7 +223,7 @@ def init_weights(model: nnx.Module, rngs: nnx.Rngs) -> None:
         if not isinstance(module, nnx.Conv | nnx.Linear) or any(module is other for other in kept):
             continue
         *window, _, out_channels = module.kernel.shape
-        std = math.sqrt(2 / (math.prod(window) * out_channels)) if isinstance(module, nnx.Conv) else 0.01
+        std = math.sqrt(2 / (math.prod(window) * out_channels)) if isinstance(module, nnx.Conv) else HEAD_STD
         weights.append((module.kernel, std))
         if module.bias is not None:
             module.bias.set_value(jnp.zeros_like(module.bias[...]))
@@ -109,6 +267,12 @@ def conv2d(
     )
 
 
+def head(features: int, num_classes: int, **options: Any) -> nnx.Module:
+    """The linear layer to `num_classes` logits; with 0 classes none: the features are the output, as in timm."""
+    initial = unless_undrawn(nnx.initializers.normal(HEAD_STD))
+    return nnx.Linear(features, num_classes, kernel_init=initial, **options) if num_classes else Identity()
+
+
 def linear(in_features: int, out_features: int, **options: Any) -> nnx.Linear:
     """torch.nn.Linear: kernel and bias start from U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     initial = uniform(in_features)
@@ -118,9 +282,14 @@ def linear(in_features: int, out_features: int, **options: Any) -> nnx.Linear:
 def uniform(fan_in: int) -> Any:
     """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = 1 / math.sqrt(fan_in)
+    return unless_undrawn(lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound))
+
+
+def unless_undrawn(initial: Callable[..., jax.Array]) -> Any:
+    """An initialiser that gives zeros in the context `undrawn`."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound) if _draws.get() else jnp.zeros(shape, dtype)
+        return initial(key, shape, dtype) if _draws.get() else jnp.zeros(shape, dtype)
 
     return init
 
@@ -164,6 +333,11 @@ class ReLU6(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.relu6(x)
+
+
+def stochastic_depth(rate: float, *, rngs: nnx.Rngs, **_: Any) -> nnx.Dropout | None:
+    """Stochastic depth (Huang et al., ECCV 2016): sets maps of whole images to zero in training; None at rate 0."""
+    return nnx.Dropout(rate, broadcast_dims=(1, 2, 3), rngs=rngs) if rate else None
 
 
 class Affine(NamedTuple):

@@ -3,12 +3,14 @@
 Attribute names are torchvision's; the attention module is one more element of a block's `conv`, at its position.
 """
 
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from lma_torch.attention import Attention, Placement
-from lma_torch.layers import Network, conv, init_weights
+from lma_torch.layers import Network, conv, dilated, drop_path_rates, head, init_weights, stochastic_depth
 
 # expansion ratio t, channels c, number of blocks n, stride of the first s
 ROWS = (
@@ -20,6 +22,8 @@ ROWS = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+# The numbers of layers up to the maps C1 to C5: those before a stride, and the last one.
+MAP_ENDS = (2, 4, 7, 14, 18)
 
 
 def make_divisible(channels: float, divisor: int) -> int:
@@ -29,10 +33,18 @@ def make_divisible(channels: float, divisor: int) -> int:
 
 
 def conv_bn_relu(
-    in_channels: int, channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1, **options: Any
+    in_channels: int,
+    channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    **options: Any,
 ):
     """Convolution, batch normalisation, ReLU6."""
-    convolution = conv(in_channels, channels, kernel_size, stride=stride, groups=groups, **options)
+    shape: dict[str, Any] = dict(stride=stride, dilation=dilation, groups=groups)
+    convolution = conv(in_channels, channels, kernel_size, **shape, **options)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels, **options), nn.ReLU6(inplace=True))
 
 
@@ -46,6 +58,8 @@ class InvertedResidual(nn.Module):
         *,
         stride: int,
         expand_ratio: int,
+        dilation: int = 1,
+        drop_path: float = 0.0,
         attention: Attention | Placement | None = None,
         **options: Any,
     ):
@@ -55,7 +69,8 @@ class InvertedResidual(nn.Module):
         layers: list[nn.Module] = []
         if expand_ratio != 1:
             layers += [conv_bn_relu(in_channels, hidden, 1, **options)]
-        depthwise = conv_bn_relu(hidden, hidden, 3, stride=stride, groups=hidden, **options)
+        shape: dict[str, Any] = dict(stride=stride, dilation=dilation, groups=hidden)
+        depthwise = conv_bn_relu(hidden, hidden, 3, **shape, **options)
         for module in placement.at("conv", hidden, **options):
             depthwise.insert(1, module)
         layers += [depthwise]
@@ -65,18 +80,25 @@ class InvertedResidual(nn.Module):
         layers += placement.at("block", out_channels, **options)
         self.conv = nn.Sequential(*layers)
         self.use_residual = stride == 1 and in_channels == out_channels
+        self.drop_path = stochastic_depth(drop_path) if self.use_residual else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.use_residual else self.conv(x)
+        y = self.conv(x)
+        if self.drop_path is not None:
+            y = self.drop_path(y)
+        return x + y if self.use_residual else y
 
 
 class MobileNetV2(Network):
     """MobileNetV2 for images of shape (N, 3, H, W).
 
     Args:
-        num_classes: size of the output.
+        num_classes: size of the output; with 0 there is no head, and the pooled features come out.
         width_mult: factor on the channel counts, which are rounded to multiples of 8 (of 4 at 0.1).
         dropout: rate before the classifier.
+        in_chans: channels of the images.
+        output_stride: stride of the last map: 32, or 16 or 8 by dilated convolutions.
+        drop_path: rate of stochastic depth in the last block, from 0 in the first.
         attention: constructor called with a channel count (and device, dtype), its Placement,
             or None for the plain backbone.
         device: device of the parameters.
@@ -89,6 +111,9 @@ class MobileNetV2(Network):
         num_classes: int = 1000,
         width_mult: float = 1.0,
         dropout: float = 0.2,
+        in_chans: int = 3,
+        output_stride: int = 32,
+        drop_path: float = 0.0,
         attention: Attention | Placement | None = None,
         device: Any = None,
         dtype: Any = None,
@@ -98,20 +123,32 @@ class MobileNetV2(Network):
         block: dict[str, Any] = dict(attention=attention, **options)
         divisor = 4 if width_mult == 0.1 else 8
         channels = make_divisible(32 * width_mult, divisor)
-        features: list[nn.Module] = [conv_bn_relu(3, channels, 3, stride=2, **options)]
-        for expand_ratio, width, depth, first_stride in ROWS:
-            for stride in [first_stride] + [1] * (depth - 1):
+        features: list[nn.Module] = [conv_bn_relu(in_chans, channels, 3, stride=2, **options)]
+        stages = dilated([stride for *_, stride in ROWS], start=2, output_stride=output_stride)
+        rates = iter(drop_path_rates(drop_path, sum(depth for _, _, depth, _ in ROWS)))
+        maps, reduction = [], 2
+        for (expand_ratio, width, depth, _), (first_stride, (first, later)) in zip(ROWS, stages):
+            for stride, dilation in [(first_stride, first)] + [(1, later)] * (depth - 1):
                 out_channels = make_divisible(width * width_mult, divisor)
-                features += [
-                    InvertedResidual(channels, out_channels, stride=stride, expand_ratio=expand_ratio, **block)
-                ]
+                shape: dict[str, Any] = dict(stride=stride, dilation=dilation, drop_path=next(rates))
+                features += [InvertedResidual(channels, out_channels, expand_ratio=expand_ratio, **shape, **block)]
                 channels = out_channels
-        last_channels = make_divisible(1280 * max(1.0, width_mult), divisor)
-        features += [conv_bn_relu(channels, last_channels, 1, **options)]
+            reduction *= first_stride
+            if len(features) in MAP_ENDS:
+                maps += [(channels, reduction, f"features.{len(features) - 1}")]
+        self.maps = tuple(maps)
+        self.num_features = make_divisible(1280 * max(1.0, width_mult), divisor)
+        features += [conv_bn_relu(channels, self.num_features, 1, **options)]
+        self.num_classes = num_classes
         self.features = nn.Sequential(*features)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(last_channels, num_classes, **options))
+        self.classifier = nn.Sequential(nn.Dropout(dropout), head(self.num_features, num_classes, **options))
         init_weights(self)
+
+    def stages(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """C1 to C5, and the last convolution; see Network."""
+        ends = (0, *MAP_ENDS, 19)
+        return [self.features[start:end] for start, end in itertools.pairwise(ends)]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> the last feature map (N, C, H/32, W/32)."""
@@ -120,3 +157,15 @@ class MobileNetV2(Network):
     def forward_head(self, x: Tensor) -> Tensor:
         """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
         return self.classifier(self.avgpool(x).flatten(1))
+
+    def remove_after(self, index: int) -> None:
+        """Removes the layers behind a map; see Network."""
+        del self.features[MAP_ENDS[index] :]
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer of `classifier`."""
+        return self.classifier[1]
+
+    def set_classifier(self, layer: nn.Module) -> None:
+        """Replaces it."""
+        self.classifier[1] = layer

@@ -2,14 +2,17 @@
 
 import difflib
 import fnmatch
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lma_torch.attention import ATTENTIONS, Placement, Placements, Unavailable
 from lma_torch.layers import Network
 from lma_torch.mobilenetv2 import MobileNetV2
+from lma_torch.pretrained import fill, read_pretrained
 from lma_torch.resnet import DEPTHS, ResNet
 
 
@@ -70,14 +73,34 @@ def problem_with(name: str) -> str | None:
         found = placement_of(backbone, attention)
         if isinstance(found, Unavailable):
             return f"there is no {name}: {found.reason}"
-    nearest = difflib.get_close_matches(name, list_models(), n=1, cutoff=0)[0]
-    return f"unknown model {name!r}, did you mean {nearest!r}? (list_models() names all)"
+    return f"unknown model {name!r}, did you mean {nearest(name, list_models())!r}? (list_models() names all)"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The most similar of some names."""
+    return difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+
+
+def require_options(backbone: str, options: Iterable[str]) -> None:
+    """Checks the names of a backbone's further options.
+
+    Raises:
+        ValueError: it has no such option; the nearest one is named.
+    """
+    build: Any = BACKBONES[backbone].build
+    known = inspect.signature(getattr(build, "func", build).__init__).parameters
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{backbone} has no option {name!r}, did you mean {nearest(name, known)!r}?")
 
 
 def create_model(
     name: str,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
     device: Any = None,
     dtype: Any = None,
     **backbone_options: Any,
@@ -86,21 +109,41 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: size of the output.
+        num_classes: size of the output, by default that of `weights`, or 1000; with 0 there is no head, and the pooled
+            features (N, num_features) come out.
+        weights: a run folder of lma_jax (its newest checkpoint), or a .safetensors or .pth file of this project,
+            torchvision, timm or the paper's authors. A classifier of another size starts anew, and the first
+            convolution is adapted to `in_chans`.
+        features_only: return the list of the feature maps C1 to C5 instead of logits, for detection and segmentation;
+            `model.feature_info` has their channels and strides.
+        out_indices: which of these maps, 0 to 4, or how many of the last; all by default.
         device: device of the parameters.
         dtype: dtype of the parameters.
-        **backbone_options: further options of the backbone, such as ResNet's `width` and MobileNetV2's `width_mult`.
+        **backbone_options: further options of the backbone: `in_chans`, `output_stride`, ... (see ResNet, MobileNetV2).
 
     Raises:
-        ValueError: no such name (the message gives the nearest one), or a pair that does not exist (it says why).
+        ValueError: no such name (the message gives the nearest one), a pair that does not exist (it says why), no such
+            option or feature map, or weights of another network.
+        lma_jax.errors.UserError: the weights are missing or damaged.
     """
     if problem := problem_with(name):
         raise ValueError(problem)
     backbone, attention = parts_of(name)
-    return BACKBONES[backbone].build(
-        num_classes=num_classes,
+    require_options(backbone, backbone_options)
+    pretrained, classes = None, 1000 if num_classes is None else num_classes
+    if weights is not None:
+        pretrained, classes = read_pretrained(weights, in_chans=backbone_options.get("in_chans", 3))
+    model = BACKBONES[backbone].build(
+        num_classes=classes,
         attention=placement_of(backbone, attention) if attention else None,
         device=device,
         dtype=dtype,
         **backbone_options,
     )
+    if pretrained is not None:
+        fill(model, pretrained)
+    if num_classes not in (None, classes):
+        model.reset_classifier(num_classes)
+    if features_only:
+        model.select_features(out_indices)
+    return model

@@ -3,17 +3,32 @@
 The v1.5 form: a bottleneck's stride sits in its 3x3 convolution. Attribute names are torchvision's.
 """
 
+import itertools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from lma_torch.attention import Attention, Placement
-from lma_torch.layers import Network, conv, init_weights
+from lma_torch.layers import DropPath, Network, conv, dilated, drop_path_rates, head, init_weights, stochastic_depth
 from lma_torch.profiles import gated_sum, pays
 
 
 class Block(nn.Module):
-    """A residual block with an attention module at one of its positions."""
+    """A residual block with an attention module at one of its positions.
+
+    Args:
+        in_channels: channels of its input.
+        planes: channels of its 3x3 convolutions.
+        stride: stride of the first of them.
+        dilations: dilation of the first of them, and of a second one.
+        drop_path: rate of stochastic depth.
+        attention: as in `ResNet`.
+    """
+
+    last_norm: str
+    drop_path: DropPath | None
 
     def build_attention(
         self, attention: Attention | Placement | None, *, planes: int, channels: int, **options: Any
@@ -28,15 +43,20 @@ class Block(nn.Module):
         """Applies the attention module if `position` is its own; returns `x` unchanged otherwise."""
         return self.attention(x) if self.attention is not None and position == self.position else x
 
+    def drop_branch(self, x: Tensor) -> Tensor:
+        """Applies stochastic depth."""
+        return x if self.drop_path is None else self.drop_path(x)
+
     def gates_first(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> bool:
         """Whether the gates of norm(conv(x)) are computed before it, from profiles of `x`: see profiles.py."""
-        return self.position == "branch" and pays(self.attention, conv, norm, x)
+        return self.position == "branch" and self.drop_path is None and pays(self.attention, conv, norm, x)
 
 
 class BasicBlock(Block):
     """Two 3x3 convolutions, attention, and the shortcut. (N, in_channels, H, W) -> (N, planes, H/stride, W/stride)."""
 
     expansion = 1
+    last_norm = "bn2"
 
     def __init__(
         self,
@@ -44,16 +64,19 @@ class BasicBlock(Block):
         planes: int,
         *,
         stride: int = 1,
+        dilations: tuple[int, int] = (1, 1),
+        drop_path: float = 0.0,
         attention: Attention | Placement | None = None,
         **options: Any,
     ):
         super().__init__()
         channels = planes * self.expansion
-        self.conv1 = conv(in_channels, planes, 3, stride=stride, **options)
+        self.conv1 = conv(in_channels, planes, 3, stride=stride, dilation=dilations[0], **options)
         self.bn1 = nn.BatchNorm2d(planes, **options)
-        self.conv2 = conv(planes, channels, 3, **options)
+        self.conv2 = conv(planes, channels, 3, dilation=dilations[1], **options)
         self.bn2 = nn.BatchNorm2d(channels, **options)
         self.build_attention(attention, planes=planes, channels=channels, **options)
+        self.drop_path = stochastic_depth(drop_path)
         self.downsample = shortcut(in_channels, channels, stride, **options)
         self.relu = nn.ReLU(inplace=True)
 
@@ -63,7 +86,7 @@ class BasicBlock(Block):
         if self.gates_first(self.conv2, self.bn2, x):
             return self.relu(gated_sum(self.attention, self.conv2, self.bn2, x, identity))
         x = self.apply_attention(self.conv2(x), "conv")
-        x = self.apply_attention(self.bn2(x), "branch")
+        x = self.drop_branch(self.apply_attention(self.bn2(x), "branch"))
         return self.relu(x + identity)
 
 
@@ -71,6 +94,7 @@ class Bottleneck(Block):
     """1x1, 3x3 and 1x1 convolutions, attention, and the shortcut. Its output has 4 * planes channels."""
 
     expansion = 4
+    last_norm = "bn3"
 
     def __init__(
         self,
@@ -78,6 +102,8 @@ class Bottleneck(Block):
         planes: int,
         *,
         stride: int = 1,
+        dilations: tuple[int, int] = (1, 1),
+        drop_path: float = 0.0,
         attention: Attention | Placement | None = None,
         **options: Any,
     ):
@@ -85,11 +111,12 @@ class Bottleneck(Block):
         channels = planes * self.expansion
         self.conv1 = conv(in_channels, planes, 1, **options)
         self.bn1 = nn.BatchNorm2d(planes, **options)
-        self.conv2 = conv(planes, planes, 3, stride=stride, **options)
+        self.conv2 = conv(planes, planes, 3, stride=stride, dilation=dilations[0], **options)
         self.bn2 = nn.BatchNorm2d(planes, **options)
         self.conv3 = conv(planes, channels, 1, **options)
         self.bn3 = nn.BatchNorm2d(channels, **options)
         self.build_attention(attention, planes=planes, channels=channels, **options)
+        self.drop_path = stochastic_depth(drop_path)
         self.downsample = shortcut(in_channels, channels, stride, **options)
         self.relu = nn.ReLU(inplace=True)
 
@@ -100,7 +127,7 @@ class Bottleneck(Block):
         x = self.relu(self.bn2(x))
         if self.gates_first(self.conv3, self.bn3, x):
             return self.relu(gated_sum(self.attention, self.conv3, self.bn3, x, identity))
-        x = self.apply_attention(self.bn3(self.conv3(x)), "branch")
+        x = self.drop_branch(self.apply_attention(self.bn3(self.conv3(x)), "branch"))
         return self.relu(x + identity)
 
 
@@ -117,8 +144,13 @@ class ResNet(Network):
     Args:
         block: BasicBlock or Bottleneck.
         depths: number of blocks in each of the four stages.
-        num_classes: size of the output.
+        num_classes: size of the output; with 0 there is no head, and the pooled features come out.
         width: channels of the first stage, before the block's expansion; stages 2 to 4 have 2, 4 and 8 times as many.
+        in_chans: channels of the images.
+        stem: "imagenet" (7x7 of stride 2, and max pooling), or "small" for small images (3x3 of stride 1).
+        output_stride: stride of the last map: 32, or 16 or 8 by dilated convolutions.
+        drop_path: rate of stochastic depth in the last block, from 0 in the first.
+        zero_init_residual: start the last normalisation of every branch from 0 (Goyal et al. 2017).
         attention: constructor called with a channel count (and device, dtype), its Placement,
             or None for the plain backbone.
         device: device of the parameters.
@@ -132,49 +164,91 @@ class ResNet(Network):
         *,
         num_classes: int = 1000,
         width: int = 64,
+        in_chans: int = 3,
+        stem: str = "imagenet",
+        output_stride: int = 32,
+        drop_path: float = 0.0,
+        zero_init_residual: bool = False,
         attention: Attention | Placement | None = None,
         device: Any = None,
         dtype: Any = None,
     ):
         super().__init__()
         options: dict[str, Any] = dict(device=device, dtype=dtype)
-        self.conv1 = conv(3, width, 7, stride=2, **options)
+        if stem not in STEMS:
+            raise ValueError(f"stem must be one of {', '.join(STEMS)}, not {stem!r}")
+        kernel_size, stride, pooling = STEMS[stem]
+        self.conv1 = conv(in_chans, width, kernel_size, stride=stride, **options)
         self.bn1 = nn.BatchNorm2d(width, **options)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pooling > 1 else nn.Identity()
 
         placement = Placement.of(attention, "branch")
 
-        def stage(in_channels: int, planes: int, depth: int, stride: int) -> nn.Sequential:
+        rates = iter(drop_path_rates(drop_path, sum(depths)))
+
+        def stage(in_channels: int, planes: int, depth: int, stride: int, dilations: tuple[int, int]) -> nn.Sequential:
             channels = [in_channels] + [planes * block.expansion] * (depth - 1)
             strides = [stride] + [1] * (depth - 1)
+            pairs = [dilations] + [(dilations[1], dilations[1])] * (depth - 1)
             attentions = [placement if placement.every_block else None] * (depth - 1) + [placement]
             blocks = [
-                block(c, planes, stride=s, attention=a, **options) for c, s, a in zip(channels, strides, attentions)
+                block(c, planes, stride=s, dilations=d, drop_path=next(rates), attention=a, **options)
+                for c, s, d, a in zip(channels, strides, pairs, attentions)
             ]
             last = planes == 8 * width
             after = [] if last else placement.at("stage", planes * block.expansion, **options)
             return nn.Sequential(*blocks, *after)
 
-        self.layer1 = stage(width, width, depths[0], stride=1)
-        self.layer2 = stage(width * block.expansion, 2 * width, depths[1], stride=2)
-        self.layer3 = stage(2 * width * block.expansion, 4 * width, depths[2], stride=2)
-        self.layer4 = stage(4 * width * block.expansion, 8 * width, depths[3], stride=placement.last_stride)
+        start, strides = stride * pooling, (1, 2, 2, placement.last_stride)
+        stages = dilated(strides, start=start, output_stride=output_stride)
+        self.layer1 = stage(width, width, depths[0], *stages[0])
+        self.layer2 = stage(width * block.expansion, 2 * width, depths[1], *stages[1])
+        self.layer3 = stage(2 * width * block.expansion, 4 * width, depths[2], *stages[2])
+        self.layer4 = stage(4 * width * block.expansion, 8 * width, depths[3], *stages[3])
+        channels = [width, *(width * block.expansion * 2**index for index in range(4))]
+        reductions = itertools.accumulate([stride, pooling, *(stage[0] for stage in stages[1:])], operator.mul)
+        self.maps = tuple(zip(channels, reductions, ("bn1", "layer1", "layer2", "layer3", "layer4")))
+        self.num_features = channels[-1]
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(8 * width * block.expansion, num_classes, **options)
+        self.num_classes = num_classes
+        self.fc = head(self.num_features, num_classes, **options)
+        self.inplanes = self.num_features  # torchvision's feature pyramids read it
         init_weights(self)
+        for module in self.modules():
+            if zero_init_residual and isinstance(module, Block):
+                nn.init.zeros_(getattr(module, module.last_norm).weight)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> the last feature map (N, C, H/32, W/32), or H/16, W/16 (GSoP)."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.maxpool(x)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+    def stages(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """C1 to C5; see Network."""
+        return self._stem, self._stage1, self.layer2, self.layer3, self.layer4
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn1(self.conv1(x)))
+
+    def _stage1(self, x: Tensor) -> Tensor:
+        return self.layer1(self.maxpool(x))
 
     def forward_head(self, x: Tensor) -> Tensor:
         """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
         return self.fc(self.avgpool(x).flatten(1))
 
+    def remove_after(self, index: int) -> None:
+        """Removes the layers behind a map; see Network."""
+        for number in range(index + 1, 5):
+            setattr(self, f"layer{number}", nn.Sequential())
 
+    def get_classifier(self) -> nn.Module:
+        """The layer `fc`."""
+        return self.fc
+
+    def set_classifier(self, layer: nn.Module) -> None:
+        """Replaces it."""
+        self.fc = layer
+
+
+# kernel size and stride of the first convolution, and stride of the max pooling after it
+STEMS = {"imagenet": (7, 2, 2), "small": (3, 1, 1)}
 DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),

@@ -1,6 +1,8 @@
 """The command that draws class activation maps and gates."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,17 +18,22 @@ from sklearn.datasets import load_sample_images
 
 import lma_jax
 from configs import digits
-from lma_jax import figures, gradcam
-from lma_jax.checkpoint.format import Metadata
+from lma_jax import cam, figures, gradcam, predict
+from lma_jax.checkpoint.format import Metadata, load_checkpoint
 from lma_jax.checkpoint.manager import Checkpoints
+from lma_jax.checkpoint.restore import restore_model
 from lma_jax.definition import split
 from lma_jax.errors import UserError
+from lma_jax.images import read_image
+from lma_jax.preprocessing import Preprocessing, normalize
 from tests.helpers.commands import fail, run
 from tests.helpers.pairs import know_resnet10, register_resnet10
+from tests.helpers.shapes import jax_shapes
 
 pytestmark = pytest.mark.deep
 
 NAMES = ("cat", "dog", "great auk")
+PREPROCESSING = Preprocessing(image_size=64, resize_size=72, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def save_run(workdir: Path, model: str, **values) -> None:
@@ -151,11 +158,57 @@ def test_an_image_is_not_overwritten_by_its_picture(draw, runs, tmp_path):
             draw(image=f"{{tmp}}/{image}", output=f"{{tmp}}/{output}", force=True)
 
 
+def test_predictions_are_printed_written_and_drawn_and_undecodable_files_are_left_out(
+    runs, tmp_path, capsys, monkeypatch
+):
+    register_resnet10(monkeypatch)
+    monkeypatch.setattr(predict, "BATCH_SIZE", 2)
+    shutil.copytree(runs / "photos", tmp_path / "photos/more")
+    (tmp_path / "photos/1.jpg").write_bytes(b"broken")
+    shutil.copy(runs / "photos/0.jpg", tmp_path / "photos/2.jpg")
+    names = {kind: str(tmp_path / f"out.{kind}") for kind in ("json", "csv")}
+    options = dict(
+        checkpoint=f"{runs}/lma",
+        image=f"{tmp_path}/photos",
+        step="newest",
+        top=2,
+        output=f"{tmp_path}/a.png",
+        force=False,
+    )
+    monkeypatch.setattr(flags, "FLAGS", SimpleNamespace(**options, **names))
+    predict.main()
+    printed = capsys.readouterr()
+    assert re.findall(r"^(\S+): (?:cat|dog|great auk) ", printed.out, re.MULTILINE) == [
+        "2.jpg",
+        "more/0.jpg",
+        "more/1.jpg",
+    ]
+    assert re.fullmatch("warning: .*photos/1.jpg cannot be decoded as an image .*\n", printed.err)
+    rows = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    assert [(row["image"], row["rank"]) for row in rows[:3]] == [("2.jpg", 1), ("2.jpg", 2), ("more/0.jpg", 1)]
+    pair = restore_model(load_checkpoint(runs / "lma"))
+    pair.eval()
+    image = read_image(runs / "photos/0.jpg", PREPROCESSING)
+    logits = np.asarray(pair(normalize(jnp.asarray(image[None]), PREPROCESSING)))[0]
+    best = int(logits.argmax())
+    for row in (rows[0], rows[2]):
+        assert (row["class_id"], row["name"]) == (best, NAMES[best])
+        assert row["probability"] == pytest.approx(float(np.exp(logits[best]) / np.exp(logits).sum()), rel=1e-5)
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith("2.jpg,1,")
+    assert size_of(tmp_path / "a.png")[0] > 100
+
+
 def test_a_map_of_one_pixel_is_pointed_out(draw, monkeypatch):
     monkeypatch.setattr("lma_jax.images.read_image", lambda *_: np.zeros((32, 32, 3), np.uint8))
-    assert "warning: the map of the last layer is one pixel: name an earlier --layer" in draw(
-        image="{runs}/photos/0.jpg"
+    assert "warning: the map of layer4 is one pixel: name an earlier --layer" in draw(
+        image="{runs}/photos/0.jpg", layer=["layer4"]
     )
+
+
+def test_an_earlier_map_stands_for_a_last_one_of_one_pixel():
+    model = jax_shapes("resnet18", width=4)
+    for size, layer in ((33, None), (32, "layer2"), (20, "layer1"), (8, "bn1"), (6, None)):
+        assert cam.earlier_layer(model, jnp.ones((1, size, size, 3))) == layer
 
 
 @pytest.mark.parametrize(
