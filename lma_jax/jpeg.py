@@ -27,6 +27,7 @@ import simplejpeg
 
 # A scan goes over the whole image, however few bytes it has. Encoders write up to 18, for progressive CMYK.
 MAX_SCANS = 32
+MAX_SEGMENTS = 10_000  # a gigabyte of metadata would have fewer
 
 START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
 DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression sequence")
@@ -134,8 +135,10 @@ def tidied(encoded: bytes, warning: str) -> bytes:
             if frame.marker in _SEQUENTIAL:
                 segment[-3:] = b"\x00\x3f\x00"
             scan = encoded[end : following.start]
-            if surplus <= len(scan) - len(scan.rstrip(b"\0")) <= surplus + _PREFETCHED:
-                scan = scan[: len(scan) - surplus]
+            content = scan.rstrip(b"\0")
+            content += b"\0" if content.endswith(b"\xff") else b""
+            if 0 < surplus <= len(scan) - len(content) <= surplus + _PREFETCHED:
+                scan = content
         elif following.start > end:
             surplus = 0  # they are here, and are left out
         parts += [segment, scan]
@@ -158,11 +161,14 @@ class _Segment(NamedTuple):
 
 def _segments(encoded: bytes) -> Iterator[_Segment]:
     """The segments of a JPEG up to its end marker, or as many as there are. Scans and garbage lie between them."""
-    marker, end = 0, len(START_OF_IMAGE)
+    marker, end, count = 0, len(START_OF_IMAGE), 0
     while marker != _END and (match := _MARKER.search(encoded, end)):
         marker, end = match[1][0], match.end()
         if marker not in _ALONE:
             end += max(2, int.from_bytes(encoded[end : end + 2]))
+        count += 1
+        if count > MAX_SEGMENTS:
+            raise BadImageError(f"a JPEG of more than {MAX_SEGMENTS:,} segments")
         yield _Segment(marker, match.start(), end)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-
 # Each thread keeps its memory for the next region, but not that of a larger one.
 KEPT_PIXELS = 4_000_000
 

@@ -1,13 +1,16 @@
 """Batches: their order, their examples, and what happens to undecodable images."""
 
 import math
+import os
 from itertools import islice
 
+import grain
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from lma_jax.data import loader
 from lma_jax.data.batch import batch_spec, random_batch
 from lma_jax.data.loader import Reading, eval_batches, reading_from, to_device, train_batches
 from lma_jax.data.sources import Source
@@ -148,6 +151,43 @@ def test_worker_processes_change_nothing(workers):
             np.testing.assert_array_equal(batch[name], other[name])
     with pytest.raises(UserError, match=rf"image {bad} of photos \(bad.jpg\) cannot be decoded: .*on_bad_image=skip"):
         next(actual)
+
+
+def test_a_file_is_decoded_whole_until_all_of_it_was_seen(monkeypatch):
+    """And again when it has changed, so that damage is found whether or not crops can be decoded alone."""
+    known = []
+
+    def train_image(encoded, rng, augmentation, *, intact):
+        known.append(intact)
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(loader, "train_image", train_image)
+    source = numbered_source(4)
+    batches = train_batches(
+        source,
+        augmentation=Augmentation(8, (1.0, 1.0), flip=False, rand_augment=0.0),
+        batch_size=4,
+        seed=0,
+        start_step=0,
+        reading=Reading(threads=1),
+    )
+    list(islice(batches, 3))
+    assert (known[:4], known[4:12]) == ([False] * 4, [True] * 8)
+    for record in source.records:
+        record["image"] += b"changed"
+    del known[:]
+    list(islice(batches, 8))
+    assert known.count(False) == 4
+
+
+def test_threads_default_to_the_cores_that_the_process_may_use(monkeypatch):
+    seen = []
+    options = grain.ReadOptions
+    monkeypatch.setattr(grain, "ReadOptions", lambda **given: seen.append(given) or options(**given))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {*range(6)}, raising=False)
+    for threads, workers in ((0, 0), (3, 0), (0, 2), (0, 8)):
+        loader._read(grain.MapDataset.range(8), 2, 0, Reading(threads, workers))
+    assert [given["num_threads"] for given in seen] == [6, 3, 3, 1]
 
 
 @pytest.mark.parametrize("read", [training, evaluation])
