@@ -199,11 +199,13 @@ def room_for(encoded: bytes) -> Iterator[None]:
     Raises:
         BadImageError: see `decode`.
     """
-    size = jpeg_header(encoded)
-    if size is None:
+    header = jpeg_header(encoded)
+    if header is None:
         with open_by_pillow(encoded) as image:
-            size = image
-    with _room.taken(size.width * size.height * (3 if has_many_scans(encoded) else 1)):
+            pixels = image.width * image.height
+    else:
+        pixels = header.width * header.height
+    with _room.taken(pixels * (3 if has_many_scans(encoded) else 1)):
         yield
 
 
@@ -289,7 +291,7 @@ def open_by_pillow(encoded: bytes) -> Iterator[Image.Image]:
                 _require_size(*image.size)
                 yield image
     except UnidentifiedImageError as error:
-        raise BadImageError(f"not an image file of the formats {', '.join(FORMATS)}") from error
+        raise BadImageError("not an image file") from error
     except BadImageError:
         raise
     except Exception as error:  # the parsers of broken files raise anything: struct.error, KeyError, MemoryError, ...

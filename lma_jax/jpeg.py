@@ -141,7 +141,7 @@ def tidied(encoded: bytes, warning: str) -> bytes:
                 scan = content
         elif following.start > end:
             surplus = 0  # they are here, and are left out
-        parts += [segment, scan]
+        parts += [bytes(segment), scan]
     return b"".join([*parts, END_OF_IMAGE])
 
 

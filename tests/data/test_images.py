@@ -281,7 +281,12 @@ def test_every_image_takes_room(monkeypatch, read, kind):
     """A progressive JPEG thrice that of its pixels, for its coefficients; and gives it back."""
     taken = []
     room = images._Room(10**6)
-    monkeypatch.setattr(images, "_room", SimpleNamespace(taken=lambda size: (taken.append(size), room.taken(size))[1]))
+
+    def spy(size: int):
+        taken.append(size)
+        return room.taken(size)
+
+    monkeypatch.setattr(images, "_room", SimpleNamespace(taken=spy))
     read(ODD_FILES[kind][0])
     assert taken == [90 * 60 * (3 if "progressive" in kind else 1)]
     with pytest.raises(BadImageError):

@@ -173,21 +173,25 @@ def test_a_file_is_decoded_whole_until_all_of_it_was_seen(monkeypatch):
     )
     list(islice(batches, 3))
     assert (known[:4], known[4:12]) == ([False] * 4, [True] * 8)
-    for record in source.records:
-        record["image"] += b"changed"
+    for index in range(len(source)):
+        source.records[index]["image"] += b"changed"
     del known[:]
     list(islice(batches, 8))
     assert known.count(False) == 4
 
 
 def test_threads_default_to_the_cores_that_the_process_may_use(monkeypatch):
-    seen = []
-    options = grain.ReadOptions
-    monkeypatch.setattr(grain, "ReadOptions", lambda **given: seen.append(given) or options(**given))
+    seen, read_options = [], grain.ReadOptions
+
+    def spy(**given):
+        seen.append(given["num_threads"])
+        return read_options(**given)
+
+    monkeypatch.setattr(grain, "ReadOptions", spy)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {*range(6)}, raising=False)
     for threads, workers in ((0, 0), (3, 0), (0, 2), (0, 8)):
         loader._read(grain.MapDataset.range(8), 2, 0, Reading(threads, workers))
-    assert [given["num_threads"] for given in seen] == [6, 3, 3, 1]
+    assert seen == [6, 3, 3, 1]
 
 
 @pytest.mark.parametrize("read", [training, evaluation])

@@ -105,7 +105,12 @@ def test_a_known_file_gives_the_same_pixels_faster(monkeypatch, kind):
     encoded = INTACT_JPEGS.get(kind, ODD_FILES["JPEG"][0])
     regions: list[Any] = []
     decode_region = transforms.decode_region
-    monkeypatch.setattr(transforms, "decode_region", lambda *given: regions.append(given) or decode_region(*given))
+
+    def spy(*given):
+        regions.append(given)
+        return decode_region(*given)
+
+    monkeypatch.setattr(transforms, "decode_region", spy)
     for seed in range(8):
         first, known = (
             train_image(encoded, np.random.default_rng(seed), augmentation(crop_scale=(0.1, 0.9)), intact=intact)
