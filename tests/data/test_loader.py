@@ -2,7 +2,9 @@
 
 import math
 import os
+from collections import defaultdict
 from itertools import islice
+from typing import Any
 
 import grain
 import jax
@@ -155,29 +157,20 @@ def test_worker_processes_change_nothing(workers):
 
 def test_a_file_is_decoded_whole_until_all_of_it_was_seen(monkeypatch):
     """And again when it has changed, so that damage is found whether or not crops can be decoded alone."""
-    known = []
+    known: dict[bytes, list[bool]] = defaultdict(list)
 
     def train_image(encoded, rng, augmentation, *, intact):
-        known.append(intact)
+        known[encoded].append(intact)
+        source.records[encoded[-1]]["image"] = b"changed" * (len(known[encoded]) >= 3) + encoded
         return np.zeros((8, 8, 3), np.uint8)
 
     monkeypatch.setattr(loader, "train_image", train_image)
-    source = numbered_source(4)
-    batches = train_batches(
-        source,
-        augmentation=Augmentation(8, (1.0, 1.0), flip=False, rand_augment=0.0),
-        batch_size=4,
-        seed=0,
-        start_step=0,
-        reading=Reading(threads=1),
-    )
-    list(islice(batches, 3))
-    assert (known[:4], known[4:12]) == ([False] * 4, [True] * 8)
-    for index in range(len(source)):
-        source.records[index]["image"] += b"changed"
-    del known[:]
-    list(islice(batches, 8))
-    assert known.count(False) == 4
+    source = Source("files", [{"image": bytes([index]), "label": 0} for index in range(4)], DIGITS)
+    augmentation = Augmentation(8, (1.0, 1.0), flip=False, rand_augment=0.0)
+    options: dict[str, Any] = dict(batch_size=4, seed=0, start_step=0, reading=Reading(threads=1))
+    list(islice(train_batches(source, augmentation=augmentation, **options), 6))
+    assert len(known) >= 8
+    assert all(intact == [number > 0 for number in range(len(intact))] for intact in known.values())
 
 
 def test_threads_default_to_the_cores_that_the_process_may_use(monkeypatch):
