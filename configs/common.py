@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.data_dir = ""
     config.train_split = "train"
     config.val_split = "validation"
-    config.data_threads = 16
+    config.data_threads = 0
     config.data_workers = 0
     config.on_bad_image = "error"
 

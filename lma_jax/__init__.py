@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from lma_jax.fold import fold_batch_norm
     from lma_jax.lma import LMA, kernel_size_for
     from lma_jax.mobilenetv2 import InvertedResidual, MobileNetV2
+    from lma_jax.pretrained import create_model
     from lma_jax.profiles import ProfileAttention
-    from lma_jax.registry import create_model, list_models
+    from lma_jax.registry import list_models
     from lma_jax.resnet import BasicBlock, Bottleneck, ResNet
 
 __version__ = "0.1.0"
@@ -38,7 +39,8 @@ _MODULES = {
     "resnet": ("BasicBlock", "Bottleneck", "ResNet"),
     "mobilenetv2": ("InvertedResidual", "MobileNetV2"),
     "profiles": ("ProfileAttention",),
-    "registry": ("create_model", "list_models"),
+    "registry": ("list_models",),
+    "pretrained": ("create_model",),
     "attention": ("register_attention",),
     "cam": ("grad_cam", "grad_cam_plus_plus"),
     "fold": ("fold_batch_norm",),

@@ -1,15 +1,63 @@
-"""Weights for `create_model`, of a run or of a file, in both frameworks. Only runs need JAX, and only .pth PyTorch."""
+"""Networks with the weights of a run or of a file. Only runs need JAX, and only .pth files PyTorch."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lma_jax.weight_files import SUFFIXES, StateDict, read_weights
 
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from lma_jax.layers import Network
+
 # The first convolution and the bias of the last linear layer of the backbones, by PyTorch's names.
 INPUTS = ("conv1.weight", "features.0.0.weight")
 HEADS = ("fc.bias", "classifier.1.bias")
+
+
+def create_model(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    rngs: "nnx.Rngs",
+    **options: Any,
+) -> "Network":
+    """Builds a network by name, in training mode.
+
+    Args:
+        name: one of `list_models()`.
+        weights: a run folder of lma_jax (its newest checkpoint), or a .safetensors or .pth file of this project, of
+            torchvision, of timm or of the paper's authors. The first convolution is adapted to `in_chans`.
+        num_classes: size of the output, by default that of the weights, or 1000. A classifier of another size than
+            theirs starts anew.
+        features_only, out_indices, **options: see `registry.create_model`.
+        rngs: the stream `params` initialises the weights; dropout draws from `dropout`.
+
+    Raises:
+        ValueError: see `registry.create_model`, or the weights are those of another network.
+        UserError: the weights are missing or damaged, or a package is missing.
+    """
+    from lma_jax import registry
+    from lma_jax.state_dict import from_state_dict
+
+    pretrained, classes = None, 1000 if num_classes is None else num_classes
+    if weights is not None:
+        pretrained, classes = read_pretrained(weights, in_chans=options.get("in_chans", 3))
+    model = registry.create_model(name, num_classes=classes, rngs=rngs, **options)
+    if pretrained is not None:
+        from_state_dict(model, pretrained)
+    if num_classes not in (None, classes):
+        model.reset_classifier(num_classes, rngs=rngs)
+    if features_only:
+        model.select_features(out_indices)
+    return model
 
 
 def read_pretrained(source: str | Path, *, in_chans: int) -> tuple[StateDict, int]:

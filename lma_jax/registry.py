@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,9 +14,7 @@ from lma_jax.attention import ATTENTIONS, Placement, Placements, Unavailable
 from lma_jax.errors import nearest
 from lma_jax.layers import Network
 from lma_jax.mobilenetv2 import MobileNetV2
-from lma_jax.pretrained import read_pretrained
 from lma_jax.resnet import DEPTHS, ResNet
-from lma_jax.state_dict import from_state_dict
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,7 @@ def require_options(backbone: str, options: Iterable[str]) -> None:
 def create_model(
     name: str,
     *,
-    num_classes: int | None = None,
-    weights: str | Path | None = None,
+    num_classes: int = 1000,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     dtype: Any = None,
@@ -109,11 +105,7 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: size of the output, by default that of `weights`, or 1000; with 0 there is no head, and the pooled
-            features (N, num_features) come out.
-        weights: a run folder of lma_jax (its newest checkpoint), or a .safetensors or .pth file of this project,
-            torchvision, timm or the paper's authors. A classifier of another size starts anew, and the first
-            convolution is adapted to `in_chans`.
+        num_classes: size of the output; with 0 there is no head, and the pooled features (N, num_features) come out.
         features_only: return the list of the feature maps C1 to C5 instead of logits, for detection and segmentation;
             `model.feature_info` has their channels and strides.
         out_indices: which of these maps, 0 to 4, or how many of the last; all by default.
@@ -123,29 +115,21 @@ def create_model(
         **backbone_options: further options of the backbone: `in_chans`, `output_stride`, ... (see ResNet, MobileNetV2).
 
     Raises:
-        ValueError: no such name (the message gives the nearest one), a pair that does not exist (it says why), no such
-            option or feature map, or weights of another network.
-        lma_jax.errors.UserError: the weights are missing or damaged.
+        ValueError: no such name (the message gives the nearest one), a pair that does not exist (it says why), no such option
+            or no such feature map.
     """
     if problem := problem_with(name):
         raise ValueError(problem)
     backbone, attention = parts_of(name)
     require_options(backbone, backbone_options)
-    pretrained, classes = None, 1000 if num_classes is None else num_classes
-    if weights is not None:
-        pretrained, classes = read_pretrained(weights, in_chans=backbone_options.get("in_chans", 3))
     model = BACKBONES[backbone].build(
-        num_classes=classes,
+        num_classes=num_classes,
         attention=placement_of(backbone, attention) if attention else None,
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,
         **backbone_options,
     )
-    if pretrained is not None:
-        from_state_dict(model, pretrained)
-    if num_classes not in (None, classes):
-        model.reset_classifier(num_classes, rngs=rngs)
     if features_only:
         model.select_features(out_indices)
     return model

@@ -4,8 +4,9 @@ from lma_torch.attention import register_attention
 from lma_torch.fold import fold_batch_norm
 from lma_torch.lma import LMA, kernel_size_for
 from lma_torch.mobilenetv2 import InvertedResidual, MobileNetV2
+from lma_torch.pretrained import create_model
 from lma_torch.profiles import ProfileAttention
-from lma_torch.registry import create_model, list_models
+from lma_torch.registry import list_models
 from lma_torch.resnet import BasicBlock, Bottleneck, ResNet
 
 __version__ = "0.1.0"

@@ -1,8 +1,49 @@
-"""Weights for `create_model`, as lma_jax.pretrained reads them. Only runs need JAX."""
+"""Networks with the weights of a run or of a file, which lma_jax.pretrained reads. Only runs need JAX."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
+
+from lma_torch import registry
+from lma_torch.layers import Network
+
+
+def create_model(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    **options: Any,
+) -> Network:
+    """Builds a network by name, in training mode.
+
+    Args:
+        name: one of `list_models()`.
+        weights: a run folder of lma_jax (its newest checkpoint), or a .safetensors or .pth file of this project, of
+            torchvision, of timm or of the paper's authors. The first convolution is adapted to `in_chans`.
+        num_classes: size of the output, by default that of the weights, or 1000. A classifier of another size than
+            theirs starts anew.
+        features_only, out_indices, **options: see `registry.create_model`.
+
+    Raises:
+        ValueError: see `registry.create_model`, or the weights are those of another network.
+        lma_jax.errors.UserError: the weights are missing or damaged, or a package is missing.
+    """
+    pretrained, classes = None, 1000 if num_classes is None else num_classes
+    if weights is not None:
+        pretrained, classes = read_pretrained(weights, in_chans=options.get("in_chans", 3))
+    model = registry.create_model(name, num_classes=classes, **options)
+    if pretrained is not None:
+        fill(model, pretrained)
+    if num_classes not in (None, classes):
+        model.reset_classifier(num_classes)
+    if features_only:
+        model.select_features(out_indices)
+    return model
 
 
 def read_pretrained(source: str | Path, *, in_chans: int) -> tuple[dict[str, Tensor], int]:

@@ -6,13 +6,11 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from lma_torch.attention import ATTENTIONS, Placement, Placements, Unavailable
 from lma_torch.layers import Network
 from lma_torch.mobilenetv2 import MobileNetV2
-from lma_torch.pretrained import fill, read_pretrained
 from lma_torch.resnet import DEPTHS, ResNet
 
 
@@ -97,8 +95,7 @@ def require_options(backbone: str, options: Iterable[str]) -> None:
 def create_model(
     name: str,
     *,
-    num_classes: int | None = None,
-    weights: str | Path | None = None,
+    num_classes: int = 1000,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     device: Any = None,
@@ -109,11 +106,7 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: size of the output, by default that of `weights`, or 1000; with 0 there is no head, and the pooled
-            features (N, num_features) come out.
-        weights: a run folder of lma_jax (its newest checkpoint), or a .safetensors or .pth file of this project,
-            torchvision, timm or the paper's authors. A classifier of another size starts anew, and the first
-            convolution is adapted to `in_chans`.
+        num_classes: size of the output; with 0 there is no head, and the pooled features (N, num_features) come out.
         features_only: return the list of the feature maps C1 to C5 instead of logits, for detection and segmentation;
             `model.feature_info` has their channels and strides.
         out_indices: which of these maps, 0 to 4, or how many of the last; all by default.
@@ -122,28 +115,20 @@ def create_model(
         **backbone_options: further options of the backbone: `in_chans`, `output_stride`, ... (see ResNet, MobileNetV2).
 
     Raises:
-        ValueError: no such name (the message gives the nearest one), a pair that does not exist (it says why), no such
-            option or feature map, or weights of another network.
-        lma_jax.errors.UserError: the weights are missing or damaged.
+        ValueError: no such name (the message gives the nearest one), a pair that does not exist (it says why), no such option
+            or no such feature map.
     """
     if problem := problem_with(name):
         raise ValueError(problem)
     backbone, attention = parts_of(name)
     require_options(backbone, backbone_options)
-    pretrained, classes = None, 1000 if num_classes is None else num_classes
-    if weights is not None:
-        pretrained, classes = read_pretrained(weights, in_chans=backbone_options.get("in_chans", 3))
     model = BACKBONES[backbone].build(
-        num_classes=classes,
+        num_classes=num_classes,
         attention=placement_of(backbone, attention) if attention else None,
         device=device,
         dtype=dtype,
         **backbone_options,
     )
-    if pretrained is not None:
-        fill(model, pretrained)
-    if num_classes not in (None, classes):
-        model.reset_classifier(num_classes)
     if features_only:
         model.select_features(out_indices)
     return model

@@ -135,17 +135,18 @@ def _write_shard(shard: Shard, index: Index, features: Any, progress: Callable[[
 
 def _encoded_image(example: Example, index: Index) -> bytes:
     """The image file as it is stored in the build: unchanged if it needs no repair, or encoded anew in RGB."""
-    from PIL import Image
+    from lma_jax.images import BadImageError, decode, open_by_pillow, open_file, room_for
 
-    with example.path.open("rb", buffering=0) as file:
-        encoded = os.pread(file.fileno(), example.size, example.offset)
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with open_file(example.path) as file:
+            encoded = os.pread(file.fileno(), example.size, example.offset)
+        with open_by_pillow(encoded) as image:
             is_jpeg = image.format in ("JPEG", "MPO")  # MPO: a camera's JPEG with a second picture appended
             if image.mode != "CMYK" and (is_jpeg or (index.lossless and image.format == "PNG")):
                 return encoded
-            rgb = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with room_for(encoded):
+            rgb = decode(encoded)
+    except BadImageError as error:
         raise UserError(f"{example.key} in {example.path} is no image that Pillow can read: {error}") from error
     buffer = io.BytesIO()
     rgb.save(buffer, "JPEG" if is_jpeg or not index.lossless else "PNG", quality=100, subsampling=0)

@@ -1,12 +1,15 @@
 """Batches in an order that the global step determines. `lma_jax.data.batch` says what a batch holds.
 
 Memory: as many batches as there are threads, at least PREFETCH, are being decoded or wait, and one more is in use.
-With 16 threads and batches of 256 images of 224 x 224 pixels, those are 17 batches of 39 MB, 0.7 GB a process.
+With 16 threads and batches of 256 images of 224 x 224 pixels, those are 17 batches of 39 MB, 0.7 GB a process. The
+images that are decoded at a time take up to 1.3 GB in a process, however many threads there are: see
+`lma_jax.images.room_for`.
 """
 
 import contextlib
 import os
 import time
+import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +36,8 @@ class Reading:
     """How images are read. None of it changes a batch of good images.
 
     Attributes:
-        threads: threads that decode images, in this process or in each worker.
+        threads: threads that decode images, in this process or in each worker; 0: all together one for each core that
+            this process may use.
         workers: processes that decode instead of this one; unnecessary below about 5,000 images a second.
         on_bad_image: what an undecodable image does: "error" ends the run, "skip" replaces it by the next example in
             training and leaves it out in evaluation.
@@ -75,10 +79,19 @@ def train_batches(
         UserError: an image is undecodable and `reading.on_bad_image` is "error", or all images are undecodable.
     """
 
+    # Of the files that were decoded whole, which shows any damage: from then on, their crops may be decoded alone.
+    checksums = np.full(len(source), -1, np.int64)
+
+    def transform(encoded: bytes, number: int, rng: np.random.Generator) -> np.ndarray:
+        checksum = zlib.crc32(encoded)
+        image = train_image(encoded, rng, augmentation, intact=checksums[number] == checksum)
+        checksums[number] = checksum
+        return image
+
     def load(index: int, rng: np.random.Generator) -> Batch:
         for skipped in range(len(source)):
             number = (index + skipped) % len(source)
-            example = _load(source, number, lambda encoded: train_image(encoded, rng, augmentation), reading)
+            example = _load(source, number, partial(transform, number=number, rng=rng), reading)
             if example is not None:
                 return {**example, "skipped": np.int32(skipped)}
         raise UserError(f"{source.name} holds no image that can be decoded")
@@ -122,7 +135,8 @@ def _read(dataset: Any, batch_size: int, start_step: int, reading: Reading) -> I
     # A process reads a contiguous part of each global batch, so that the devices get the same examples from one process
     # with two devices as from two processes with one device.
     share = dataset.batch(batch_size // jax.process_count())[jax.process_index() :: jax.process_count()]
-    options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=max(PREFETCH, reading.threads))
+    threads = reading.threads or max(1, _cores() // max(1, reading.workers))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCH, threads))
     batches = share[start_step:].to_iter_dataset(options)
     if reading.workers:
         if not flags.FLAGS.is_parsed():
@@ -130,6 +144,11 @@ def _read(dataset: Any, batch_size: int, start_step: int, reading: Reading) -> I
         processes = grain.multiprocessing.MultiprocessingOptions(num_workers=reading.workers)
         batches = batches.mp_prefetch(processes, worker_init_fn=partial(end_with_parent, os.getpid()))
     return iter(batches)
+
+
+def _cores() -> int:
+    """The cores that this process may use, which a scheduler may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Timed(Iterator[Batch]):

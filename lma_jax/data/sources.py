@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lma_jax.errors import UserError
-from lma_jax.images import IMAGE_SUFFIXES, find_images
+from lma_jax.images import IMAGE_SUFFIXES, find_images, read_file
 
 # The embedded digits by name and version, as every build may be called.
 DIGITS = "digits:1.0.0"
@@ -99,7 +99,7 @@ class FolderRecords:
     def __getitem__(self, index: int) -> dict[str, Any]:
         label = int(self._labels[index])
         name = f"{self.class_names[label]}/{os.fsdecode(self._names[index])}"
-        return {"image": (self._folder / name).read_bytes(), "label": label, "file_name": name}
+        return {"image": read_file(self._folder / name), "label": label, "file_name": name}
 
 
 def images_by_class(folder: Path) -> dict[str, list[str]]:

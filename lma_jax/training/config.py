@@ -128,7 +128,9 @@ KEYS = {
     "data_dir": Key(TEXT, "folder of TFDS builds (empty: ~/tensorflow_datasets), or the image folder", True),
     "train_split": Key(NAME, "split to train on"),
     "val_split": Key(NAME, "split to evaluate on"),
-    "data_threads": Key(whole_number(1, 1024), "threads that decode images, in each process or worker", True),
+    "data_threads": Key(
+        whole_number(0, 1024), "threads that decode images, in each process or worker; 0: one for each core", True
+    ),
     "data_workers": Key(whole_number(0, 256), "processes that decode images instead of the threads of this one", True),
     "on_bad_image": Key(
         one_of("error", "skip"),

@@ -1,13 +1,18 @@
 """Batches: their order, their examples, and what happens to undecodable images."""
 
 import math
+import os
+from collections import defaultdict
 from itertools import islice
+from typing import Any
 
+import grain
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from lma_jax.data import loader
 from lma_jax.data.batch import batch_spec, random_batch
 from lma_jax.data.loader import Reading, eval_batches, reading_from, to_device, train_batches
 from lma_jax.data.sources import Source
@@ -148,6 +153,38 @@ def test_worker_processes_change_nothing(workers):
             np.testing.assert_array_equal(batch[name], other[name])
     with pytest.raises(UserError, match=rf"image {bad} of photos \(bad.jpg\) cannot be decoded: .*on_bad_image=skip"):
         next(actual)
+
+
+def test_a_file_is_decoded_whole_until_all_of_it_was_seen(monkeypatch):
+    """And again when it has changed, so that damage is found whether or not crops can be decoded alone."""
+    known: dict[bytes, list[bool]] = defaultdict(list)
+
+    def train_image(encoded, rng, augmentation, *, intact):
+        known[encoded].append(intact)
+        source.records[encoded[-1]]["image"] = b"changed" * (len(known[encoded]) >= 3) + encoded
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(loader, "train_image", train_image)
+    source = Source("files", [{"image": bytes([index]), "label": 0} for index in range(4)], DIGITS)
+    augmentation = Augmentation(8, (1.0, 1.0), flip=False, rand_augment=0.0)
+    options: dict[str, Any] = dict(batch_size=4, seed=0, start_step=0, reading=Reading(threads=1))
+    list(islice(train_batches(source, augmentation=augmentation, **options), 6))
+    assert len(known) >= 8
+    assert all(intact == [number > 0 for number in range(len(intact))] for intact in known.values())
+
+
+def test_threads_default_to_the_cores_that_the_process_may_use(monkeypatch):
+    seen, read_options = [], grain.ReadOptions
+
+    def spy(**given):
+        seen.append(given["num_threads"])
+        return read_options(**given)
+
+    monkeypatch.setattr(grain, "ReadOptions", spy)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {*range(6)}, raising=False)
+    for threads, workers in ((0, 0), (3, 0), (0, 2), (0, 8)):
+        loader._read(grain.MapDataset.range(8), 2, 0, Reading(threads, workers))
+    assert seen == [6, 3, 3, 1]
 
 
 @pytest.mark.parametrize("read", [training, evaluation])

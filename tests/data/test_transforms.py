@@ -13,7 +13,7 @@ from PIL import Image
 from lma_jax.data import transforms
 from lma_jax.data.transforms import Augmentation, random_crop_box, train_image
 from lma_jax.images import BadImageError
-from tests.helpers.images import BAD_FILES, ODD_FILES, encode, needs_region_decoder, noise, photo
+from tests.helpers.images import BAD_FILES, INTACT_JPEGS, ODD_FILES, encode, needs_region_decoder, noise, photo
 
 
 def augmentation(*, image_size=16, crop_scale=(1.0, 1.0), flip=False, rand_augment=0.0) -> Augmentation:
@@ -97,6 +97,27 @@ def test_the_resize_is_pillows_for_any_shape(size):
     difference = resized - image.resize((96, 96), Image.Resampling.BILINEAR)
     assert np.abs(difference).max() <= 1
     assert np.abs(difference).mean() <= 0.02
+
+
+@needs_region_decoder
+@pytest.mark.parametrize("kind", ["JPEG", *INTACT_JPEGS])
+def test_a_known_file_gives_the_same_pixels_faster(monkeypatch, kind):
+    encoded = INTACT_JPEGS.get(kind, ODD_FILES["JPEG"][0])
+    regions: list[Any] = []
+    decode_region = transforms.decode_region
+
+    def spy(*given):
+        regions.append(given)
+        return decode_region(*given)
+
+    monkeypatch.setattr(transforms, "decode_region", spy)
+    for seed in range(8):
+        first, known = (
+            train_image(encoded, np.random.default_rng(seed), augmentation(crop_scale=(0.1, 0.9)), intact=intact)
+            for intact in (False, True)
+        )
+        np.testing.assert_array_equal(known, first)
+    assert len(regions) == (0 if kind in ("RGB", "CMYK", "YCCK", "unusual sampling") else 8)
 
 
 @pytest.mark.parametrize("kind", ODD_FILES)
