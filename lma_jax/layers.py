@@ -1,6 +1,7 @@
 """What the backbones share: their two parts, convolution and initialisation; and layers as PyTorch has them."""
 
 import math
+import numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,18 +19,24 @@ SPATIAL_AXES = (1, 2)
 
 
 class Network(nnx.Module):
-    """An image classifier in two parts: `forward_head` after `forward_features`."""
+    """An image classifier in two parts: `forward_head` after `forward_features`.
+
+    Attributes:
+        num_features: C, the number of channels of the last feature map, and of the output if there are no classes.
+    """
+
+    num_features: int
 
     def forward_features(self, x: jax.Array) -> jax.Array:
         """(N, H, W, 3) -> the last feature map (N, h, w, C)."""
         raise NotImplementedError
 
     def forward_head(self, x: jax.Array) -> jax.Array:
-        """The last feature map (N, h, w, C) -> logits (N, num_classes)."""
+        """The last feature map (N, h, w, C) -> logits (N, num_classes), or its means (N, C) if there are no classes."""
         raise NotImplementedError
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, 3) -> logits (N, num_classes)."""
+        """(N, H, W, 3) -> logits (N, num_classes), or features (N, C) if there are no classes."""
         return self.forward_head(self.forward_features(x))
 
 
@@ -48,6 +55,17 @@ def conv(
         conv_general_dilated=convolve,
         **options,
     )
+
+
+def head(features: int, num_classes: int, **options: Any) -> "nnx.Linear | Identity":
+    """The linear layer to `num_classes` logits; with 0 classes none: the features are the output, as in timm.
+
+    Raises:
+        ValueError: `num_classes` is no whole number from 0.
+    """
+    if whole_number(num_classes, name="num_classes", least=0) == 0:
+        return Identity()
+    return linear(features, num_classes, **options)
 
 
 def init_weights(model: nnx.Module, rngs: nnx.Rngs) -> None:
@@ -73,6 +91,18 @@ def init_weights(model: nnx.Module, rngs: nnx.Rngs) -> None:
     noise = jnp.split(jax.random.normal(rngs.params(), (ends[-1],)), ends[:-1])
     for (kernel, std), values in zip(weights, noise):
         kernel.set_value((std * values).reshape(kernel.shape).astype(kernel.dtype))
+
+
+def whole_number(value: Any, *, name: str, least: int) -> int:
+    """`value` as an int; a ValueError if it is not whole or below `least`."""
+    if not is_whole(value) or value < least:
+        raise ValueError(f"a whole number of at least {least} is needed, got {name}={value!r}")
+    return int(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer, of Python or of NumPy; True and 64.0 are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 # Layers with the semantics and the initial distributions of PyTorch's.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lma_jax.attention import Attention, Placement
-from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, ReLU6, Sequential, conv, init_weights, linear, undrawn
+from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, ReLU6, Sequential, conv, head, init_weights, undrawn
 
 # expansion ratio t, channels c, number of blocks n, stride of the first s
 ROWS = (
@@ -75,7 +75,7 @@ class MobileNetV2(Network):
     """MobileNetV2 for images of shape (N, H, W, 3).
 
     Args:
-        num_classes: size of the output.
+        num_classes: size of the output; with 0 there is no head, and the pooled features come out.
         width_mult: factor on the channel counts, which are rounded to multiples of 8 (of 4 at 0.1).
         dropout: rate before the classifier; its noise comes from the stream `dropout`.
         attention: constructor called with a channel count (and dtype, param_dtype, rngs), its Placement,
@@ -109,10 +109,11 @@ class MobileNetV2(Network):
                     InvertedResidual(channels, out_channels, stride=stride, expand_ratio=expand_ratio, **block)
                 ]
                 channels = out_channels
-        last_channels = make_divisible(1280 * max(1.0, width_mult), divisor)
-        features += [conv_bn_relu(channels, last_channels, 1, **options)]
+        self.num_features = make_divisible(1280 * max(1.0, width_mult), divisor)
+        features += [conv_bn_relu(channels, self.num_features, 1, **options)]
         self.features = Sequential(features)
-        self.classifier = Sequential([nnx.Dropout(dropout, rngs=rngs), linear(last_channels, num_classes, **options)])
+        last = head(self.num_features, num_classes, **options)
+        self.classifier = Sequential([nnx.Dropout(dropout, rngs=rngs), last] if num_classes else [])
         init_weights(self, rngs)
 
     def forward_features(self, x: jax.Array) -> jax.Array:
@@ -120,5 +121,5 @@ class MobileNetV2(Network):
         return self.features(x)
 
     def forward_head(self, x: jax.Array) -> jax.Array:
-        """The last feature map (N, h, w, C) -> logits (N, num_classes)."""
+        """The last feature map (N, h, w, C) -> logits (N, num_classes), or its means (N, C) if there are no classes."""
         return self.classifier(x.mean(SPATIAL_AXES))

@@ -64,8 +64,10 @@ def placement_of(backbone: str, attention: str) -> Placement | Unavailable:
     return BACKBONES[backbone].select(ATTENTIONS[attention])
 
 
-def problem_with(name: str) -> str | None:
+def problem_with(name: object) -> str | None:
     """The reason why `create_model` does not take a name; None if it does."""
+    if not isinstance(name, str):
+        return f"a model is named by a string, one of list_models(), got {name!r}"
     if name in list_models():
         return None
     backbone, attention = parts_of(name)
@@ -89,14 +91,15 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: size of the output.
+        num_classes: size of the output; with 0 there is no head, and the pooled features (N, num_features) come out.
         dtype: computation dtype; by default that of the input and the parameters.
         param_dtype: dtype of the parameters.
         rngs: the stream `params` initialises the weights; MobileNetV2's dropout draws from `dropout`.
         **backbone_options: further options of the backbone, such as ResNet's `width` and MobileNetV2's `width_mult`.
 
     Raises:
-        ValueError: no such name (the message gives the nearest one), or a pair that does not exist (it says why).
+        ValueError: no such name (the message gives the nearest one), a pair that does not exist (it says why), or
+            `num_classes` is no whole number from 0.
     """
     if problem := problem_with(name):
         raise ValueError(problem)

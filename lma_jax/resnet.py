@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lma_jax.attention import Attention, Placement
-from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, Sequential, conv, init_weights, linear, relu, undrawn
+from lma_jax.layers import SPATIAL_AXES, BatchNorm, Network, Sequential, conv, head, init_weights, relu, undrawn
 from lma_jax.profiles import gated_sum, pays
 
 
@@ -115,7 +115,7 @@ class ResNet(Network):
     Args:
         block: BasicBlock or Bottleneck.
         depths: number of blocks in each of the four stages.
-        num_classes: size of the output.
+        num_classes: size of the output; with 0 there is no head, and the pooled features come out.
         width: channels of the first stage, before the block's expansion; stages 2 to 4 have 2, 4 and 8 times as many.
         attention: constructor called with a channel count (and dtype, param_dtype, rngs), its Placement,
             or None for the plain backbone.
@@ -157,7 +157,8 @@ class ResNet(Network):
         self.layer2 = stage(width * block.expansion, 2 * width, depths[1], stride=2)
         self.layer3 = stage(2 * width * block.expansion, 4 * width, depths[2], stride=2)
         self.layer4 = stage(4 * width * block.expansion, 8 * width, depths[3], stride=placement.last_stride)
-        self.fc = linear(8 * width * block.expansion, num_classes, **options)
+        self.num_features = 8 * width * block.expansion
+        self.fc = head(self.num_features, num_classes, **options)
         init_weights(self, rngs)
 
     def forward_features(self, x: jax.Array) -> jax.Array:
@@ -167,7 +168,7 @@ class ResNet(Network):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def forward_head(self, x: jax.Array) -> jax.Array:
-        """The last feature map (N, h, w, C) -> logits (N, num_classes)."""
+        """The last feature map (N, h, w, C) -> logits (N, num_classes), or its means (N, C) if there are no classes."""
         return self.fc(x.mean(SPATIAL_AXES))
 
 

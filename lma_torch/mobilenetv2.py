@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lma_torch.attention import Attention, Placement
-from lma_torch.layers import Network, conv, init_weights
+from lma_torch.layers import Network, conv, head, init_weights
 
 # expansion ratio t, channels c, number of blocks n, stride of the first s
 ROWS = (
@@ -74,7 +74,7 @@ class MobileNetV2(Network):
     """MobileNetV2 for images of shape (N, 3, H, W).
 
     Args:
-        num_classes: size of the output.
+        num_classes: size of the output; with 0 there is no head, and the pooled features come out.
         width_mult: factor on the channel counts, which are rounded to multiples of 8 (of 4 at 0.1).
         dropout: rate before the classifier.
         attention: constructor called with a channel count (and device, dtype), its Placement,
@@ -106,11 +106,12 @@ class MobileNetV2(Network):
                     InvertedResidual(channels, out_channels, stride=stride, expand_ratio=expand_ratio, **block)
                 ]
                 channels = out_channels
-        last_channels = make_divisible(1280 * max(1.0, width_mult), divisor)
-        features += [conv_bn_relu(channels, last_channels, 1, **options)]
+        self.num_features = make_divisible(1280 * max(1.0, width_mult), divisor)
+        features += [conv_bn_relu(channels, self.num_features, 1, **options)]
         self.features = nn.Sequential(*features)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(last_channels, num_classes, **options))
+        last = head(self.num_features, num_classes, **options)
+        self.classifier = nn.Sequential(*[nn.Dropout(dropout), last] if num_classes else [])
         init_weights(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -118,5 +119,5 @@ class MobileNetV2(Network):
         return self.features(x)
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
+        """The last feature map (N, C, h, w) -> logits (N, num_classes), or its means (N, C) if there are no classes."""
         return self.classifier(self.avgpool(x).flatten(1))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lma_torch.attention import Attention, Placement
-from lma_torch.layers import Network, conv, init_weights
+from lma_torch.layers import Network, conv, head, init_weights
 from lma_torch.profiles import gated_sum, pays
 
 
@@ -117,7 +117,7 @@ class ResNet(Network):
     Args:
         block: BasicBlock or Bottleneck.
         depths: number of blocks in each of the four stages.
-        num_classes: size of the output.
+        num_classes: size of the output; with 0 there is no head, and the pooled features come out.
         width: channels of the first stage, before the block's expansion; stages 2 to 4 have 2, 4 and 8 times as many.
         attention: constructor called with a channel count (and device, dtype), its Placement,
             or None for the plain backbone.
@@ -161,7 +161,8 @@ class ResNet(Network):
         self.layer3 = stage(2 * width * block.expansion, 4 * width, depths[2], stride=2)
         self.layer4 = stage(4 * width * block.expansion, 8 * width, depths[3], stride=placement.last_stride)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(8 * width * block.expansion, num_classes, **options)
+        self.num_features = 8 * width * block.expansion
+        self.fc = head(self.num_features, num_classes, **options)
         init_weights(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ class ResNet(Network):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
+        """The last feature map (N, C, h, w) -> logits (N, num_classes), or its means (N, C) if there are no classes."""
         return self.fc(self.avgpool(x).flatten(1))
 
 
