@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from lma_jax.stored import HEADER_LIMIT, Stored, UnusableError
 
@@ -171,7 +171,7 @@ class Unpickler(pickle._Unpickler):
         super().__init__(file, encoding="utf-8")
         self.storages: dict[str, Storage] = {}
 
-    dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in OPCODES}
+    dispatch: ClassVar = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in OPCODES}
 
     def find_class(self, module: str, name: str) -> Name:
         import torch

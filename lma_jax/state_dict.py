@@ -141,7 +141,9 @@ def require_fit(model: nnx.Module, given: Mapping[str, Shaped]) -> None:
 
 def num_classes_of(state_dict: Mapping[str, Shaped]) -> int | None:
     """The number of outputs of a network's last layer; None if a state_dict (arrays or tensors) has no such layer."""
-    return next((state_dict[key].shape[0] for key in HEADS if key in state_dict and len(state_dict[key].shape) == 2), None)
+    return next(
+        (state_dict[key].shape[0] for key in HEADS if key in state_dict and len(state_dict[key].shape) == 2), None
+    )
 
 
 def _variables(model: nnx.Module) -> Iterator[tuple[str, Entry, nnx.Variable]]:

@@ -191,7 +191,9 @@ def unwrap(content: Any) -> dict[str, Any]:
             break
         content = inside[0]
     if not _is_state_dict(content):
-        entries = ", ".join(str(key)[:LONGEST_NAME] for key in list(content)[:5]) if isinstance(content, Mapping) else ""
+        entries = (
+            ", ".join(str(key)[:LONGEST_NAME] for key in list(content)[:5]) if isinstance(content, Mapping) else ""
+        )
         found = f"entries {entries}" if entries else type(content).__name__
         raise UserError(f"it holds no state_dict (a mapping of names to tensors), but {found}")
     state_dict = dict(content)
@@ -313,7 +315,7 @@ def _is_json(value: Any) -> bool:
             pending += item
         elif item is not None and not isinstance(item, str | int | float):
             return False
-        room -= 8 + (len(item) if isinstance(item, str) else 0)
+        room -= 64 + (len(item) if isinstance(item, str) else 0)
     return not pending
 
 

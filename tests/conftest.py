@@ -28,11 +28,18 @@ import jax
 import pytest
 import torch
 from flax import nnx
+from hypothesis import HealthCheck, settings
 
 import lma_jax
 import lma_jax.layers
 import lma_jax.profiles
 from lma_jax.attention import channel, mixed
+
+# The fuzzers: the same cases in every run, a few seconds of them; by hand HYPOTHESIS_PROFILE=long, with new ones.
+_fuzzing = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("short", max_examples=150, derandomize=True, **_fuzzing)
+settings.register_profile("long", max_examples=20_000, **_fuzzing)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 torch.set_num_threads(1)  # its threads would spin against those of XLA
 gc.set_threshold(200_000)  # tracing makes millions of objects that stay
