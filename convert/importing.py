@@ -71,8 +71,9 @@ def _preprocessing(described: Mapping[str, Any]) -> Preprocessing:
         ValueError: no image can be prepared so.
     """
     given = described.get("preprocessing")
-    is_complete = isinstance(given, Mapping) and all(key in given for key in vars(IMAGENET))
-    return preprocessing_from(given) if is_complete else IMAGENET
+    if isinstance(given, Mapping) and all(key in given for key in vars(IMAGENET)):
+        return preprocessing_from(given)
+    return IMAGENET
 
 
 def _loss(described: Mapping[str, Any]) -> dict[str, str]:

@@ -160,7 +160,10 @@ OPCODES = (
 
 
 # The unpickler that is written in C allocates memory for any index that a pickle names.
-class Unpickler(pickle._Unpickler):
+PythonUnpickler: Any = pickle._Unpickler
+
+
+class Unpickler(PythonUnpickler):
     """Builds what OPCODES and CALLS allow.
 
     Attributes:
@@ -171,7 +174,7 @@ class Unpickler(pickle._Unpickler):
         super().__init__(file, encoding="utf-8")
         self.storages: dict[str, Storage] = {}
 
-    dispatch: ClassVar = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in OPCODES}
+    dispatch: ClassVar = {code[0]: PythonUnpickler.dispatch[code[0]] for code in OPCODES}
 
     def find_class(self, module: str, name: str) -> Name:
         import torch

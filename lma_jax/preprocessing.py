@@ -60,7 +60,8 @@ def preprocessing_from(values: Mapping[str, Any]) -> Preprocessing:
     for name, value in lists.items():
         if not isinstance(value, Sequence) or len(value) != 3:
             raise ValueError(f"{name} must be three numbers, got {value!r:.80}")
-    return Preprocessing(**sizes, **{name: tuple(value) for name, value in lists.items()})
+    options: dict[str, Any] = {**sizes, **{name: tuple(value) for name, value in lists.items()}}
+    return Preprocessing(**options)
 
 
 def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:

@@ -67,7 +67,7 @@ def gated_sum(attention: Any, conv: nn.Conv2d, norm: Any, u: Tensor, identity: T
     return torch.addcmul(identity, math.prod(others, start=norm(conv(u))), last)
 
 
-def pays(attention: Any, conv: Any, norm: Any, u: Tensor) -> bool:
+def pays(attention: Any, conv: Any, norm: Any, u: Any) -> bool:
     """Whether `gated_sum` may stand for attention(norm(conv(u))), and moves less: in evaluation mode.
 
     `conv` and `norm` are of exactly the classes named here, and without hooks, since others may do more; and no

@@ -36,7 +36,7 @@ import lma_jax.profiles
 from lma_jax.attention import channel, mixed
 
 # The fuzzers: the same cases in every run, a few seconds of them; by hand HYPOTHESIS_PROFILE=long, with new ones.
-_fuzzing = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+_fuzzing: dict[str, Any] = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("short", max_examples=150, derandomize=True, **_fuzzing)
 settings.register_profile("long", max_examples=20_000, **_fuzzing)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))

@@ -191,7 +191,7 @@ def test_values_and_shapes_that_no_network_has_are_refused(case, suffix, tmp_pat
 
 
 GOOD = dict(image_size=96, resize_size=100, mean=[0.1] * 3, std=[0.2] * 3)
-METADATA = {
+METADATA: dict[str, dict] = {
     "a huge image": {"preprocessing": {**GOOD, "image_size": 10**9, "resize_size": 10**9}},
     "an image without pixels": {"preprocessing": {**GOOD, "image_size": 0}},
     "a size of another type": {"preprocessing": {**GOOD, "resize_size": "100"}},

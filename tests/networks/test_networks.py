@@ -351,7 +351,7 @@ def test_without_classes_the_pooled_features_come_out(name):
     """As in timm: no head, in training mode too."""
     options = narrow_options(name)
     torch_model = lma_torch.create_model(name, num_classes=0, **options)
-    jax_model = jax_shapes(name, num_classes=0, **options)
+    jax_model: Any = jax_shapes(name, num_classes=0, **options)
     convert.to_jax(torch_model.state_dict(), jax_model)
     assert not [key for key in torch_model.state_dict() if key.startswith(("fc", "classifier"))]
     assert convert.to_torch(jax_model).keys() == torch_model.state_dict().keys()

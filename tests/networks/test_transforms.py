@@ -49,10 +49,10 @@ def test_layers_of_jax_can_be_stacked():
     graphdef, _ = nnx.split(layers[0])
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.split(layer)[1] for layer in layers])
     x = jax.random.normal(jax.random.key(0), (2, 6, 5, 16))
-    ensemble = jax.vmap(lambda state: nnx.merge(graphdef, state)(x))(states)
-    np.testing.assert_allclose(ensemble, jnp.stack([layer(x) for layer in layers]), atol=1e-6)
+    ensemble = jax.jit(jax.vmap(lambda state: nnx.merge(graphdef, state)(x)))(states)
+    np.testing.assert_allclose(ensemble, jnp.stack([nnx.jit(layer)(x) for layer in layers]), atol=1e-6)
     maps = jnp.stack([x, -x])
-    np.testing.assert_allclose(jax.vmap(layers[0])(maps), layers[0](maps), atol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.vmap(layers[0]))(maps), nnx.jit(layers[0])(maps), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, "resnet50_lma", "mobilenetv2_lma"])
