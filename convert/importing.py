@@ -12,8 +12,8 @@ from lma_jax.checkpoint.manager import require_new, save_weights
 from lma_jax.errors import UserError
 from lma_jax.preprocessing import IMAGENET, Preprocessing, preprocessing_from
 from lma_jax.registry import create_model
-from lma_jax.state_dict import from_state_dict
-from lma_jax.weight_files import read_weights
+from lma_jax.state_dict import from_state_dict, require_fit
+from lma_jax.weight_files import open_weights
 
 # Config keys that evaluation reads, besides the preprocessing.
 EVALUATION = dict(
@@ -46,29 +46,35 @@ def import_weights(weights: Path, workdir: Path, *, model: str | None = None) ->
             cannot be written.
     """
     require_new(workdir)
-    state_dict, described = read_weights(weights)
+    file = open_weights(weights)
+    described = file.metadata
     try:
-        name, num_classes = recognise(state_dict, name=model)
-    except UserError as error:
+        name, num_classes = recognise(file.tensors, name=model)
+        network = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, rngs=nnx.Rngs(0)))
+        require_fit(network, file.tensors)
+        metadata = Metadata(
+            model=name,
+            num_classes=num_classes,
+            class_names=_class_names(described, num_classes),
+            config={**EVALUATION, **_loss(described), "model": name, **vars(_preprocessing(described))},
+            imported_from=str(weights.absolute()),
+        )
+    except (UserError, ValueError) as error:
         raise UserError(f"cannot use {weights}: {error}") from error
-    network = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, rngs=nnx.Rngs(0)))
-    metadata = Metadata(
-        model=name,
-        num_classes=num_classes,
-        class_names=_class_names(described, num_classes),
-        config={**EVALUATION, **_loss(described), "model": name, **vars(_preprocessing(described))},
-        imported_from=str(weights.absolute()),
-    )
-    save_weights(workdir, from_state_dict(network, state_dict), metadata)
+    save_weights(workdir, from_state_dict(network, file.read()), metadata)
     return f"{name} with {num_classes:,} classes: weights of {weights} written to {workdir}"
 
 
 def _preprocessing(described: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing in the metadata of a file, or ImageNet's if there is none."""
-    try:
-        return preprocessing_from(described["preprocessing"])
-    except (KeyError, TypeError):
-        return IMAGENET
+    """The preprocessing in the metadata of a file, or ImageNet's if it has none that is complete.
+
+    Raises:
+        ValueError: no image can be prepared so.
+    """
+    given = described.get("preprocessing")
+    if isinstance(given, Mapping) and all(key in given for key in vars(IMAGENET)):
+        return preprocessing_from(given)
+    return IMAGENET
 
 
 def _loss(described: Mapping[str, Any]) -> dict[str, str]:
@@ -77,6 +83,18 @@ def _loss(described: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _class_names(described: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """The class names in the metadata of a file; None unless there is one for each class."""
+    """The class names in the metadata of a file; None unless there is one for each class.
+
+    Raises:
+        ValueError: they are no strings, or the file says that it has other classes than its weights.
+    """
     names = described.get("class_names")
-    return tuple(map(str, names)) if isinstance(names, list | tuple) and len(names) == num_classes else None
+    if described.get("num_classes", num_classes) != num_classes:
+        raise ValueError(f"its metadata say num_classes={described['num_classes']!r}, its weights {num_classes}")
+    if not isinstance(names, list | tuple):
+        return None
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("its metadata have class_names that are no strings")
+    if len(names) != num_classes and "num_classes" in described:
+        raise ValueError(f"its metadata have {len(names)} class_names for {num_classes} classes")
+    return tuple(names) if len(names) == num_classes else None

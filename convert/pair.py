@@ -15,7 +15,8 @@ from lma_jax.checkpoint.format import Checkpoint
 from lma_jax.checkpoint.restore import restore_model
 from lma_jax.errors import UserError
 from lma_jax.preprocessing import IMAGENET, Preprocessing, normalize
-from lma_jax.weight_files import read_weights, to_tensor
+from lma_jax.state_dict import require_fit
+from lma_jax.weight_files import open_weights, to_tensor
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ def exported_pair(checkpoint: Checkpoint, weights: Path) -> Pair:
     Raises:
         UserError: the file is unusable, or its weights are not those of the network.
     """
-    state_dict, _ = read_weights(weights)
-    metadata = checkpoint.metadata
-    tensors = {key: to_tensor(array) for key, array in state_dict.items()}
+    file, metadata, jax_model = open_weights(weights), checkpoint.metadata, restore_model(checkpoint)
     try:
+        require_fit(jax_model, file.tensors)
+        tensors = {key: to_tensor(array) for key, array in file.read().items()}
         torch_model = _torch_model(metadata.model, metadata.num_classes, tensors)
-    except RuntimeError as error:
+    except (ValueError, RuntimeError) as error:
         raise UserError(f"{weights} does not fit the checkpoint, a {metadata.model}: {error}") from error
-    return Pair(restore_model(checkpoint), torch_model, metadata.preprocessing)
+    return Pair(jax_model, torch_model, metadata.preprocessing)
 
 
 def images_for(preprocessing: Preprocessing, *, count: int, folder: str | None = None) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What the backbones share: their two parts, convolution and initialisation; and layers as PyTorch has them."""
 
 import math
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -67,7 +68,7 @@ class Network(nnx.Module):
         return x
 
     def forward_head(self, x: jax.Array) -> jax.Array:
-        """The last feature map (N, h, w, C) -> logits (N, num_classes)."""
+        """The last feature map (N, h, w, C) -> logits (N, num_classes), or its means (N, C) if there are no classes."""
         raise NotImplementedError
 
     def forward_intermediates(
@@ -208,6 +209,18 @@ def conv(
     )
 
 
+def head(features: int, num_classes: int, **options: Any) -> "nnx.Linear | Identity":
+    """The linear layer to `num_classes` logits; with 0 classes none: the features are the output, as in timm.
+
+    Raises:
+        ValueError: `num_classes` is no whole number from 0.
+    """
+    if whole_number(num_classes, name="num_classes", least=0) == 0:
+        return Identity()
+    initial = unless_undrawn(nnx.initializers.normal(HEAD_STD))
+    return nnx.Linear(features, num_classes, kernel_init=initial, **options)
+
+
 def init_weights(model: nnx.Module, rngs: nnx.Rngs) -> None:
     """Initialises a backbone as the paper does, its attention modules included.
 
@@ -231,6 +244,18 @@ def init_weights(model: nnx.Module, rngs: nnx.Rngs) -> None:
     noise = jnp.split(jax.random.normal(rngs.params(), (ends[-1],)), ends[:-1])
     for (kernel, std), values in zip(weights, noise):
         kernel.set_value((std * values).reshape(kernel.shape).astype(kernel.dtype))
+
+
+def whole_number(value: Any, *, name: str, least: int) -> int:
+    """`value` as an int; a ValueError if it is not whole or below `least`."""
+    if not is_whole(value) or value < least:
+        raise ValueError(f"a whole number of at least {least} is needed, got {name}={value!r}")
+    return int(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer, of Python or of NumPy; True and 64.0 are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 # Layers with the semantics and the initial distributions of PyTorch's.
@@ -265,12 +290,6 @@ def conv2d(
         bias_init=initial,
         **options,
     )
-
-
-def head(features: int, num_classes: int, **options: Any) -> nnx.Module:
-    """The linear layer to `num_classes` logits; with 0 classes none: the features are the output, as in timm."""
-    initial = unless_undrawn(nnx.initializers.normal(HEAD_STD))
-    return nnx.Linear(features, num_classes, kernel_init=initial, **options) if num_classes else Identity()
 
 
 def linear(in_features: int, out_features: int, **options: Any) -> nnx.Linear:

@@ -13,11 +13,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lma_jax.layers import is_whole, whole_number
+
 
 def kernel_size_for(channels: int) -> int:
     """K = eta(C): the odd number at or below round(|log2(C) - 1| / 1.5), and at least 1."""
     size = round(abs(math.log2(channels) - 1.0) / 1.5)
     return max(1, size if size % 2 else size - 1)
+
+
+def odd(kernel_size: Any) -> int:
+    """`kernel_size` as an int; a ValueError if it is not whole, odd and positive."""
+    if not is_whole(kernel_size) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"LMA needs an odd, positive kernel_size, got {kernel_size!r}")
+    return int(kernel_size)
 
 
 def correlate_channels(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -64,8 +73,8 @@ class LMA(nnx.Module):
         rngs: the stream `params` draws the kernels.
 
     Raises:
-        ValueError: `channels` is below 1, `kernel_size` is not odd and positive, or the input at call time
-            is not a floating-point (..., H, W, channels).
+        ValueError: `channels` is no whole number from 1, `kernel_size` is not odd and positive, or the input at call
+            time is not a floating-point (..., H, W, channels).
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -85,19 +94,14 @@ class LMA(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if channels < 1:
-            raise ValueError(f"LMA needs at least 1 channel, got channels={channels}")
-        kernel_size = kernel_size_for(channels) if kernel_size is None else kernel_size
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"LMA needs an odd, positive kernel_size, got {kernel_size}")
-        self.channels = channels
-        self.kernel_size = kernel_size
+        self.channels = whole_number(channels, name="channels", least=1)
+        self.kernel_size = kernel_size_for(self.channels) if kernel_size is None else odd(kernel_size)
         self.dtype = dtype
         # Convolutions hold the kernels under their usual names; they are applied as shifted slices.
         uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         options: dict[str, Any] = dict(use_bias=False, kernel_init=uniform, param_dtype=param_dtype, rngs=rngs)
-        self.conv_h = nnx.Conv(1, 1, (1, kernel_size), **options)
-        self.conv_w = nnx.Conv(1, 1, (1, kernel_size), **options)
+        self.conv_h = nnx.Conv(1, 1, (1, self.kernel_size), **options)
+        self.conv_w = nnx.Conv(1, 1, (1, self.kernel_size), **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., H, W, C) to the same shape."""

@@ -172,7 +172,7 @@ class MobileNetV2(Network):
         return self.features(x)
 
     def forward_head(self, x: jax.Array) -> jax.Array:
-        """The last feature map (N, h, w, C) -> logits (N, num_classes)."""
+        """The last feature map (N, h, w, C) -> logits (N, num_classes), or its means (N, C) if there are no classes."""
         return self.classifier(x.mean(SPATIAL_AXES))
 
     def remove_after(self, index: int) -> None:

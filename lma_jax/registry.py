@@ -65,8 +65,10 @@ def placement_of(backbone: str, attention: str) -> Placement | Unavailable:
     return BACKBONES[backbone].select(ATTENTIONS[attention])
 
 
-def problem_with(name: str) -> str | None:
+def problem_with(name: object) -> str | None:
     """The reason why `create_model` does not take a name; None if it does."""
+    if not isinstance(name, str):
+        return f"a model is named by a string, one of list_models(), got {name!r}"
     if name in list_models():
         return None
     backbone, attention = parts_of(name)
@@ -115,8 +117,8 @@ def create_model(
         **backbone_options: further options of the backbone: `in_chans`, `output_stride`, ... (see ResNet, MobileNetV2).
 
     Raises:
-        ValueError: no such name (the message gives the nearest one), a pair that does not exist (it says why), no such option
-            or no such feature map.
+        ValueError: no such name (the message gives the nearest one), a pair that does not exist (it says why), no such
+            option or feature map, or a `num_classes` that is no whole number from 0.
     """
     if problem := problem_with(name):
         raise ValueError(problem)

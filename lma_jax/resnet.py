@@ -243,7 +243,7 @@ class ResNet(Network):
         return self.layer1(x)
 
     def forward_head(self, x: jax.Array) -> jax.Array:
-        """The last feature map (N, h, w, C) -> logits (N, num_classes)."""
+        """The last feature map (N, h, w, C) -> logits (N, num_classes), or its means (N, C) if there are no classes."""
         return self.fc(x.mean(SPATIAL_AXES))
 
     def remove_after(self, index: int) -> None:

@@ -11,9 +11,10 @@ A module with variables of its own declares those that have the same name and ax
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -24,10 +25,13 @@ StateDict = Mapping[str, np.ndarray]
 
 
 class Shaped(Protocol):
-    """An array or a tensor."""
+    """An array or a tensor, or what is known of one in a file."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -98,37 +102,48 @@ def from_state_dict(model: Model, state_dict: StateDict) -> Model:
     leaves the model unchanged.
 
     Raises:
-        ValueError: entries are missing, unexpected or of another shape, or the table does not cover some variables of
-            the model; all are named.
+        ValueError: entries are missing, unexpected, of another shape or no floating-point numbers, or the table does
+            not cover some variables of the model; all are named.
     """
-    _require_known_variables(model)
-    unexpected = {key: None for key in state_dict if key.rpartition(".")[2] != BATCH_COUNT}
-    problems = []
-    values = []
+    require_fit(model, state_dict)
     for layer, entry, variable in _variables(model):
-        key = f"{layer}{entry.torch_name}"
-        expected = entry.torch_shape(variable.shape)
-        if key not in state_dict:
-            problems.append(f"missing {key} {expected}")
-            continue
-        del unexpected[key]
-        array = state_dict[key]
-        if array.shape != expected:
-            problems.append(f"mis-shaped {key} {array.shape}, the model has {expected}")
-            continue
-        values.append((variable, entry.to_jax(array)))
-    problems += [f"unexpected {key} {state_dict[key].shape}" for key in unexpected]
-    if problems:
-        raise ValueError(f"the weights do not fit the model, {len(problems)} problems: " + "; ".join(problems))
-    for variable, value in values:
+        value = entry.to_jax(state_dict[f"{layer}{entry.torch_name}"])
         # A copy, since the array may change. NumPy casts it: jnp.array would compile a program for each shape.
         variable.set_value(jax.device_put(np.array(value, variable.dtype, order="C")))
     return model
 
 
+def require_fit(model: nnx.Module, given: Mapping[str, Shaped]) -> None:
+    """Checks that entries are those of a network, of which only names, shapes and dtypes matter.
+
+    Raises:
+        ValueError: as `from_state_dict`.
+    """
+    _require_known_variables(model)
+    unexpected = {key: None for key in given if key.rpartition(".")[2] != BATCH_COUNT}
+    problems = []
+    for layer, entry, variable in _variables(model):
+        key = f"{layer}{entry.torch_name}"
+        expected = entry.torch_shape(variable.shape)
+        if key not in given:
+            problems.append(f"missing {key} {expected}")
+            continue
+        del unexpected[key]
+        shape, dtype = tuple(given[key].shape), given[key].dtype
+        if shape != expected:
+            problems.append(f"mis-shaped {key} {shape}, the model has {expected}")
+        elif not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            problems.append(f"{key} of {dtype}, not of floating-point numbers")
+    problems += [f"unexpected {key} {tuple(given[key].shape)}" for key in unexpected]
+    if problems:
+        raise ValueError(f"the weights do not fit the model, {len(problems)} problems: " + "; ".join(problems))
+
+
 def num_classes_of(state_dict: Mapping[str, Shaped]) -> int | None:
     """The number of outputs of a network's last layer; None if a state_dict (arrays or tensors) has no such layer."""
-    return next((state_dict[key].shape[0] for key in HEADS if key in state_dict), None)
+    return next(
+        (state_dict[key].shape[0] for key in HEADS if key in state_dict and len(state_dict[key].shape) == 2), None
+    )
 
 
 def _variables(model: nnx.Module) -> Iterator[tuple[str, Entry, nnx.Variable]]:

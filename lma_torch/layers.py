@@ -1,5 +1,6 @@
 """What the backbones share: their two parts, convolution and initialisation."""
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ class Network(nn.Module):
         return x
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
+        """The last feature map (N, C, h, w) -> logits (N, num_classes), or its means (N, C) if there are no classes."""
         raise NotImplementedError
 
     def forward_intermediates(
@@ -196,8 +197,14 @@ def conv(
 
 
 def head(features: int, num_classes: int, **options: Any) -> nn.Module:
-    """The linear layer to `num_classes` logits; with 0 classes none: the features are the output, as in timm."""
-    return nn.Linear(features, num_classes, **options) if num_classes else nn.Identity()
+    """The linear layer to `num_classes` logits; with 0 classes none: the features are the output, as in timm.
+
+    Raises:
+        ValueError: `num_classes` is no whole number from 0.
+    """
+    if whole_number(num_classes, name="num_classes", least=0) == 0:
+        return nn.Identity()
+    return nn.Linear(features, num_classes, **options)
 
 
 class DropPath(nn.Module):
@@ -234,3 +241,15 @@ def init_weights(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=0.01)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def whole_number(value: Any, *, name: str, least: int) -> int:
+    """`value` as an int; a ValueError if it is not whole or below `least`."""
+    if not is_whole(value) or value < least:
+        raise ValueError(f"a whole number of at least {least} is needed, got {name}={value!r}")
+    return int(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer, of Python or of NumPy; True and 64.0 are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -10,7 +10,10 @@ import math
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
+
+from lma_torch.layers import is_whole, whole_number
 
 
 def kernel_size_for(channels: int) -> int:
@@ -19,20 +22,28 @@ def kernel_size_for(channels: int) -> int:
     return max(1, size if size % 2 else size - 1)
 
 
-def correlate_channels(x: Tensor, kernel: Tensor, *, dim: int) -> Tensor:
-    """Correlates `x` with `kernel` (K,) along the channels at `dim`, zero padded to the same shape.
+def odd(kernel_size: Any) -> int:
+    """`kernel_size` as an int; a ValueError if it is not whole, odd and positive."""
+    if not is_whole(kernel_size) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"LMA needs an odd, positive kernel_size, got {kernel_size!r}")
+    return int(kernel_size)
+
+
+def correlate_channels(x: Tensor, kernel: Tensor, *, channels: int, dim: int) -> Tensor:
+    """Correlates `x` with `kernel` (K,) along its `channels`, which lie at `dim`, zero padded to the same shape.
 
     It is a sum of K shifted slices: the middle one is written and the others are added where they overlap. That needs
     no padding, no permutation and no one-channel convolution.
     """
-    half, channels = kernel.numel() // 2, x.size(dim)
-    y = x * kernel[half]
-    for k in range(kernel.numel()):
+    taps = kernel.unbind()
+    half = len(taps) // 2
+    y = x * taps[half]
+    for k, tap in enumerate(taps):
         shift = k - half
         length = channels - abs(shift)
         if shift and length > 0:
             source = x.narrow(dim, max(shift, 0), length)
-            y.narrow(dim, max(-shift, 0), length).addcmul_(source, kernel[k])
+            y.narrow(dim, max(-shift, 0), length).add_(source * tap)
     return y
 
 
@@ -55,7 +66,40 @@ def gate(x: Tensor, logits_h: Tensor, logits_w: Tensor) -> Tensor:
     is reused for the output.
     """
     product = logits_h.sigmoid() * logits_w.sigmoid()
-    return product * x if product.requires_grad else product.mul_(x)
+    # A trace is checked without gradients, and must not depend on them.
+    return product * x if product.requires_grad or torch.jit.is_tracing() else product.mul_(x)
+
+
+@torch.fx.wrap  # a symbolic trace keeps it whole: it asks for the shape and the memory format of its input
+def attend(x: Tensor, kernel_h: Tensor, kernel_w: Tensor, *, channels: int) -> Tensor:
+    """LMA of a map (N, C, H, W) by two kernels of K values. The output has the memory format of the input."""
+    require_map(x, channels)
+    # Reductions are fast only over the axes as they lie in memory.
+    if x.stride(1) == 1:
+        x = x.permute(0, 2, 3, 1)
+        profiles = x.mean(2, keepdim=True), mean_over_height(x, 1)
+        return gate(x, *logits(profiles, (kernel_h, kernel_w), channels=channels, dim=3)).permute(0, 3, 1, 2)
+    profiles = x.mean(3, keepdim=True), mean_over_height(x, 2)
+    return gate(x, *logits(profiles, (kernel_h, kernel_w), channels=channels, dim=1))
+
+
+def logits(profiles: tuple[Tensor, Tensor], kernels: tuple[Tensor, Tensor], *, channels: int, dim: int) -> list[Tensor]:
+    """What the gates are sigmoids of: each profile, correlated with its kernel."""
+    return [
+        correlate_channels(profile, kernel.flatten().to(profile.dtype), channels=channels, dim=dim)
+        for profile, kernel in zip(profiles, kernels)
+    ]
+
+
+def require_map(x: Tensor, channels: int) -> None:
+    """Raises a ValueError if `x` is no floating-point map (N, channels, H, W); a trace of PyTorch's has no checks."""
+    if torch.jit.is_tracing():
+        return
+    if x.ndim != 4 or x.size(1) != channels or not x.is_floating_point():
+        raise ValueError(
+            f"LMA({channels}) takes floating-point inputs of shape (N, {channels}, H, W), "
+            f"channels second, got {x.dtype} of shape {tuple(x.shape)}"
+        )
 
 
 class LMA(nn.Module):
@@ -73,8 +117,8 @@ class LMA(nn.Module):
         dtype: dtype of the 2K parameters.
 
     Raises:
-        ValueError: `channels` is below 1, `kernel_size` is not odd and positive, or the input at call time
-            is not a floating-point (N, channels, H, W).
+        ValueError: `channels` is no whole number from 1, `kernel_size` is not odd and positive, or the input at call
+            time is not a floating-point (N, channels, H, W).
 
     >>> import torch
     >>> LMA(64)(torch.ones(8, 64, 56, 56)).shape
@@ -86,48 +130,24 @@ class LMA(nn.Module):
 
     def __init__(self, channels: int, *, kernel_size: int | None = None, device: Any = None, dtype: Any = None):
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"LMA needs at least 1 channel, got channels={channels}")
-        kernel_size = kernel_size_for(channels) if kernel_size is None else kernel_size
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"LMA needs an odd, positive kernel_size, got {kernel_size}")
-        self.channels = channels
-        self.kernel_size = kernel_size
+        self.channels = whole_number(channels, name="channels", least=1)
+        self.kernel_size = kernel_size_for(self.channels) if kernel_size is None else odd(kernel_size)
         # Convolutions hold the kernels under their usual names; they are applied as shifted slices.
         options: dict[str, Any] = dict(bias=False, device=device, dtype=dtype)
-        self.conv_h = nn.Conv2d(1, 1, (1, kernel_size), **options)
-        self.conv_w = nn.Conv2d(1, 1, (1, kernel_size), **options)
+        self.conv_h = nn.Conv2d(1, 1, (1, self.kernel_size), **options)
+        self.conv_w = nn.Conv2d(1, 1, (1, self.kernel_size), **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to the same shape, dtype and memory format."""
-        self._require(x)
-        # Reductions are fast only over the axes as they lie in memory.
-        if x.is_contiguous(memory_format=torch.channels_last):
-            x = x.permute(0, 2, 3, 1)
-            logits = self._logits(x.mean(2, keepdim=True), mean_over_height(x, 1), channel=3)
-            return gate(x, *logits).permute(0, 3, 1, 2)
-        return gate(x, *self._logits(x.mean(3, keepdim=True), mean_over_height(x, 2), channel=1))
+        return attend(x, self.conv_h.weight, self.conv_w.weight, channels=self.channels)
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The gates (N, C, H, 1) and (N, C, 1, W) that scale `x`, each value between 0 and 1."""
-        self._require(x)
+        require_map(x, self.channels)
         return self.gates_of(x.mean(3, keepdim=True), mean_over_height(x, 2))
 
     def gates_of(self, profile_h: Tensor, profile_w: Tensor) -> tuple[Tensor, Tensor]:
         """The same, from the means of the map along its width (N, C, H, 1) and along its height (N, C, 1, W)."""
-        logits_h, logits_w = self._logits(profile_h, profile_w, channel=1)
+        kernels = self.conv_h.weight, self.conv_w.weight
+        logits_h, logits_w = logits((profile_h, profile_w), kernels, channels=self.channels, dim=1)
         return logits_h.sigmoid(), logits_w.sigmoid()
-
-    def _logits(self, profile_h: Tensor, profile_w: Tensor, *, channel: int) -> tuple[Tensor, Tensor]:
-        kernel_h = self.conv_h.weight.flatten().to(profile_h.dtype)
-        kernel_w = self.conv_w.weight.flatten().to(profile_w.dtype)
-        logits_h = correlate_channels(profile_h, kernel_h, dim=channel)
-        logits_w = correlate_channels(profile_w, kernel_w, dim=channel)
-        return logits_h, logits_w
-
-    def _require(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.size(1) != self.channels or not x.is_floating_point():
-            raise ValueError(
-                f"LMA({self.channels}) takes floating-point inputs of shape (N, {self.channels}, H, W), "
-                f"channels second, got {x.dtype} of shape {tuple(x.shape)}"
-            )

@@ -155,7 +155,7 @@ class MobileNetV2(Network):
         return self.features(x)
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
+        """The last feature map (N, C, h, w) -> logits (N, num_classes), or its means (N, C) if there are no classes."""
         return self.classifier(self.avgpool(x).flatten(1))
 
     def remove_after(self, index: int) -> None:

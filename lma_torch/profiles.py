@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -66,14 +67,16 @@ def gated_sum(attention: Any, conv: nn.Conv2d, norm: Any, u: Tensor, identity: T
     return torch.addcmul(identity, math.prod(others, start=norm(conv(u))), last)
 
 
-def pays(attention: Any, conv: Any, norm: Any, u: Tensor) -> bool:
+def pays(attention: Any, conv: Any, norm: Any, u: Any) -> bool:
     """Whether `gated_sum` may stand for attention(norm(conv(u))), and moves less: in evaluation mode.
 
     `conv` and `norm` are of exactly the classes named here, and without hooks, since others may do more; and no
     subclass of `attention` has changed its call alone. Convolutions of profiles cost (H + W) / HW of the map's: that
     pays up to a seventh (14 x 14), and up to a sixteenth (32 x 32) for a kernel larger than 1x1, which follows a map no
-    narrower than its own.
+    narrower than its own. A trace of torch.jit or torch.fx is to hold for every size, and so takes the other way.
     """
+    if torch.jit.is_tracing() or isinstance(u, torch.fx.Proxy):
+        return False
     if type(conv) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, nn.Identity) or norm.training:
         return False
     if any(map(is_observed, (attention, conv, norm))):

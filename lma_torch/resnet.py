@@ -230,7 +230,7 @@ class ResNet(Network):
         return self.layer1(self.maxpool(x))
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """The last feature map (N, C, h, w) -> logits (N, num_classes)."""
+        """The last feature map (N, C, h, w) -> logits (N, num_classes), or its means (N, C) if there are no classes."""
         return self.fc(self.avgpool(x).flatten(1))
 
     def remove_after(self, index: int) -> None:

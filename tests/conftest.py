@@ -24,21 +24,22 @@ if "TFDS_DATA_DIR" not in os.environ:
     os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="tfds-")
     atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 
-import hypothesis
 import jax
 import pytest
 import torch
 from flax import nnx
+from hypothesis import HealthCheck, settings
 
 import lma_jax
 import lma_jax.layers
 import lma_jax.profiles
 from lma_jax.attention import channel, mixed
 
-# Fuzzers try little by default, and much by HYPOTHESIS_PROFILE=long.
-hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True, database=None)
-hypothesis.settings.register_profile("long", max_examples=20_000, deadline=None)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+# The fuzzers: the same cases in every run, a few seconds of them; by hand HYPOTHESIS_PROFILE=long, with new ones.
+_fuzzing: dict[str, Any] = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("short", max_examples=150, derandomize=True, **_fuzzing)
+settings.register_profile("long", max_examples=20_000, **_fuzzing)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 torch.set_num_threads(1)  # its threads would spin against those of XLA
 gc.set_threshold(200_000)  # tracing makes millions of objects that stay

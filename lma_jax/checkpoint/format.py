@@ -15,6 +15,8 @@ from lma_jax.errors import UserError, warn
 from lma_jax.preprocessing import Preprocessing, preprocessing_from
 
 Arrays = dict[str, np.ndarray]
+# Bytes of the JSON item of a checkpoint: ten times those of a network with the classes of ImageNet-21k.
+RECORD_LIMIT = 2**24
 
 
 class DamagedError(Exception):
@@ -73,10 +75,29 @@ class Metadata:
         """The inverse of `to_json`.
 
         Raises:
-            TypeError: an entry is missing or unknown.
+            TypeError, ValueError: an entry is missing, unknown or of another type, or a value is impossible.
         """
         names = content.get("class_names")
-        return cls(**{**content, "class_names": None if names is None else tuple(names)})
+        if not isinstance(names, list | None):
+            raise TypeError("class names must be a list")
+        metadata = cls(**{**content, "class_names": None if names is None else tuple(names)})
+        metadata._require_sound()
+        return metadata
+
+    def _require_sound(self) -> None:
+        texts = (self.model, self.imported_from, *(self.class_names or ()))
+        tables = (self.config, self.metrics, self.sums)
+        numbers = (*self.metrics.values(), *self.sums.values())
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(table, dict) for table in tables):
+            raise TypeError("names must be strings, and tables mappings")
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("metrics and sums must be numbers")
+        if type(self.num_classes) is not int or not 0 < self.num_classes < 2**31:
+            raise ValueError(f"{self.num_classes!r} classes")
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError(f"{len(self.class_names)} names of {self.num_classes} classes")
+        if "image_size" in self.config:
+            preprocessing_from(self.config)
 
 
 @dataclass(frozen=True)
@@ -177,20 +198,31 @@ def read(folder: Path, step: int) -> Checkpoint:
     Raises:
         DamagedError: it is unreadable, fails its checksum, or was written by another version.
     """
-    try:
-        record = json.loads((folder / str(step) / "record" / "metadata").read_text())
-        checksum = record.pop("checksum")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise DamagedError("its metadata are unreadable") from error
-    if _record_checksum(record) != checksum:
-        raise DamagedError("its metadata differ from their checksum")
+    record, metadata = _read_record(folder / str(step) / "record" / "metadata")
     arrays = _read_arrays(folder / str(step) / "state", list(record["checksums"]))
     for path, array in arrays.items():
         if _checksum(array) != record["checksums"][path]:
             raise DamagedError(f"{path} differs from its checksum")
+    return Checkpoint(step, arrays, metadata)
+
+
+def _read_record(path: Path) -> tuple[dict[str, Any], Metadata]:
+    """The JSON item of a checkpoint, which `record_of` made, and the metadata in it."""
     try:
-        return Checkpoint(step, arrays, Metadata.from_json(record["metadata"]))
-    except TypeError as error:
+        if not path.is_file() or path.stat().st_size > RECORD_LIMIT:
+            raise DamagedError("its metadata are no file, or too large")
+        record = json.loads(path.read_bytes())
+        checksum = record.pop("checksum")
+        differs = _record_checksum(record) != checksum
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError("its metadata are unreadable") from error
+    if differs:
+        raise DamagedError("its metadata differ from their checksum")
+    try:
+        if not all(isinstance(value, str) for value in record["checksums"].values()):
+            raise TypeError("checksums must be strings")
+        return record, Metadata.from_json(record["metadata"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError("its metadata are those of another version of this project") from error
 
 

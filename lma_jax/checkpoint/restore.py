@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
@@ -10,7 +11,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from lma_jax.checkpoint.format import Arrays, Checkpoint
 from lma_jax.definition import Definition, split
 from lma_jax.errors import UserError
-from lma_jax.registry import create_model
+from lma_jax.registry import create_model, problem_with
 
 
 def restore_model(checkpoint: Checkpoint, *, dtype: Any = None, sharding: Sharding | None = None) -> nnx.Module:
@@ -22,11 +23,16 @@ def restore_model(checkpoint: Checkpoint, *, dtype: Any = None, sharding: Shardi
         sharding: sharding of the weights; by default they lie on the first device.
 
     Raises:
-        UserError: the arrays do not fit the model that the metadata name.
+        UserError: the metadata name no known model, or the arrays do not fit it.
     """
     metadata = checkpoint.metadata
     sharding = sharding or SingleDeviceSharding(jax.local_devices()[0])
-    param_dtype = next(array.dtype for path, array in checkpoint.arrays.items() if path.startswith("params/"))
+    if problem := problem_with(metadata.model):
+        raise UserError(f"{checkpoint} cannot be built: {problem}")
+    dtypes = (array.dtype for path, array in checkpoint.arrays.items() if path.startswith("params/"))
+    param_dtype = next(dtypes, None)
+    if param_dtype is None or not jnp.issubdtype(param_dtype, jnp.floating):
+        raise UserError(f"{checkpoint} holds no weights")
 
     def build() -> nnx.Module:
         options: dict[str, Any] = dict(num_classes=metadata.num_classes, dtype=dtype, param_dtype=param_dtype)

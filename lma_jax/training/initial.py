@@ -15,7 +15,7 @@ from lma_jax.errors import UserError
 from lma_jax.registry import create_model
 from lma_jax.training.graft import graft_lma
 from lma_jax.training.state import TrainState
-from lma_jax.weight_files import SUFFIXES, read_weights
+from lma_jax.weight_files import SUFFIXES, open_weights
 
 HEADS = tuple(f"params/{name.removesuffix('weight').replace('.', '/')}" for name in state_dict.HEADS)
 
@@ -62,12 +62,13 @@ def _read_model(path: Path, name: str) -> nnx.Module:
         if checkpoint.metadata.model != name:
             raise UserError(f"config.init_from={path} is a {checkpoint.metadata.model}, but a {name} is needed")
         return restore_model(checkpoint)
-    weights, _ = read_weights(path)
-    model = _shapes(name, num_classes=state_dict.num_classes_of(weights) or 1000)
+    file = open_weights(path)
+    model = _shapes(name, num_classes=state_dict.num_classes_of(file.tensors) or 1000)
     try:
-        return state_dict.from_state_dict(model, weights)
+        state_dict.require_fit(model, file.tensors)
     except ValueError as error:
         raise UserError(f"cannot use {path} as weights of {name}: {error}") from error
+    return state_dict.from_state_dict(model, file.read())
 
 
 def _shapes(name: str, *, num_classes: int) -> nnx.Module:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from lma_torch.layers import SPATIAL_AXES
@@ -17,6 +18,7 @@ def squeezed(channels: int, reduction: int = 16) -> int:
     return max(1, channels // reduction)
 
 
+@torch.fx.wrap  # a symbolic trace keeps it whole
 def correction(x: Tensor, dims: tuple[int, ...]) -> int:
     """What an unbiased variance over `dims` subtracts from their size; 0 for a single value, whose variance is 0."""
     return min(1, math.prod(x.size(dim) for dim in dims) - 1)

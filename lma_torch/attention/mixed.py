@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from lma_torch.attention.channel import profile_conv, squeezed, std
@@ -206,7 +207,7 @@ class MCA(nn.Module):
 
     def gate(self, x: Tensor, dims: tuple[int, int], weight: Tensor, conv: nn.Conv2d) -> Tensor:
         """The gate along the axis that is not among `dims`, which have size 1 in it."""
-        scale_mean, scale_std = 0.5 + weight.sigmoid()
+        scale_mean, scale_std = (0.5 + weight.sigmoid()).unbind()
         profile = scale_mean * x.mean(dims, keepdim=True) + scale_std * std(x, dims)
         return conv(profile.flatten(1)[:, None, None]).sigmoid().reshape(profile.shape)
 
@@ -222,8 +223,14 @@ class SimAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         distance = (x - x.mean(SPATIAL_AXES, keepdim=True)).square()
-        variance = distance.sum(SPATIAL_AXES, keepdim=True) / max(1, x.size(2) * x.size(3) - 1)
+        variance = distance.sum(SPATIAL_AXES, keepdim=True) / degrees_of_freedom(x)
         return x * (distance / (4 * (variance + 1e-4)) + 0.5).sigmoid()
+
+
+@torch.fx.wrap  # a symbolic trace keeps it whole
+def degrees_of_freedom(x: Tensor) -> int:
+    """What divides a sum of squares over a map (N, C, H, W) to an unbiased variance; 1 for a single pixel."""
+    return max(1, x.size(2) * x.size(3) - 1)
 
 
 def mobile_ta(channels: int, **options: Any) -> TA:

@@ -1,8 +1,10 @@
 """Checkpoints: exact, verified, and passed over where they are damaged."""
 
+import contextlib
 import json
 import shutil
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lma_jax.checkpoint.format import Metadata, load_checkpoint
+from lma_jax.checkpoint.format import RECORD_LIMIT, DamagedError, Metadata, load_checkpoint, read
 from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.checkpoint.restore import fill
 from lma_jax.errors import UserError
@@ -239,3 +243,93 @@ def test_a_record_of_another_version_is_refused(tmp_path):
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match="its metadata are those of another version of this project"):
         load_checkpoint(tmp_path, "1")
+
+
+RECORDS: dict[str, Callable[[dict], bytes]] = {
+    "a list": lambda record: b"[1, 2]",
+    "a number": lambda record: b"3",
+    "nothing": lambda record: b"null",
+    "deep nesting": lambda record: b'{"checksum": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "a number of many digits": lambda record: b'{"checksum": ' + b"1" * 10_000 + b"}",
+    "no text": lambda record: b"\xff\xfe\x00",
+    "too much text": lambda record: b" " * (RECORD_LIMIT + 1),
+    "no metadata": lambda record: sealed({"checksums": record["checksums"]}),
+    "metadata in a list": lambda record: sealed({**record, "metadata": [record["metadata"]]}),
+    "no checksums": lambda record: sealed({"metadata": record["metadata"]}),
+    "checksums in a list": lambda record: sealed({**record, "checksums": list(record["checksums"])}),
+    "a checksum of another type": lambda record: sealed({**record, "checksums": dict.fromkeys(record["checksums"], 1)}),
+    "a path out of the folder": lambda record: sealed({**record, "checksums": {"../../secret": "0"}}),
+}
+VALUES: dict[str, list] = {
+    "model": [None, 3, ["tiny"]],
+    "num_classes": [0, -1, 3.0, True, "3", None, 10**400],
+    "class_names": ["abc", ["a", "b"], [1, 2, 3], 3, {"a": 1}],
+    "config": [None, [], "x", {"image_size": 10**9}],
+    "metrics": [[], {"val_top1": "high"}, {"val_top1": [1]}, {"val_top1": None}],
+    "sums": [3, {"loss": {}}],
+    "imported_from": [3],
+}
+
+
+def sealed(record: dict) -> bytes:
+    """A record with the checksum that belongs to it."""
+    checksum = f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+    return json.dumps({**record, "checksum": checksum}).encode()
+
+
+def with_metadata(record: dict, **changes: Any) -> bytes:
+    return sealed({**record, "metadata": {**record["metadata"], **changes}})
+
+
+@pytest.fixture(scope="module")
+def saved_run(tmp_path_factory) -> Path:
+    """A workdir with the checkpoints 1 and 2, whose record of 2 a test overwrites."""
+    workdir = tmp_path_factory.mktemp("saved")
+    save(workdir, 1, 2)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def good_record(saved_run) -> dict:
+    record = json.loads((saved_run / "checkpoints/2/record/metadata").read_text())
+    return {key: value for key, value in record.items() if key != "checksum"}
+
+
+def require_damaged(workdir: Path, record: bytes) -> None:
+    """Gives the checkpoint 2 a record: it must count as damaged, so that the one before it is used."""
+    (workdir / "checkpoints/2/record/metadata").write_bytes(record)
+    with pytest.raises(UserError, match=r"checkpoint 2 of .* is damaged"):
+        load_checkpoint(workdir, "2")
+    assert load_checkpoint(workdir).step == 1
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_a_record_of_another_shape_is_damaged(case, saved_run, good_record):
+    require_damaged(saved_run, RECORDS[case](good_record))
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_metadata_of_another_type_are_damaged(name, saved_run, good_record):
+    for value in VALUES[name]:
+        require_damaged(saved_run, with_metadata(good_record, **{name: value}))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=8), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.data())
+def test_no_record_escapes(saved_run, good_record, data):
+    """The fuzzer of the record: values of any type anywhere in it, also where its checksum is right, and bytes."""
+    changes = data.draw(st.dictionaries(st.sampled_from([*good_record["metadata"], "other"]), JSON, max_size=2))
+    content = with_metadata(good_record, **changes)
+    if data.draw(st.booleans()):
+        content = sealed(data.draw(st.dictionaries(st.sampled_from(["metadata", "checksums", "other"]), JSON)))
+    start = data.draw(st.integers(0, 2 * len(content)))
+    content = content[:start] + data.draw(st.binary(max_size=8)) + content[start:]
+    (saved_run / "checkpoints/2/record/metadata").write_bytes(content)
+    with contextlib.suppress(DamagedError):
+        read(saved_run / "checkpoints", 2)

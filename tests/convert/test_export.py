@@ -65,10 +65,12 @@ def test_an_export_of_weights_loads_in_pytorch_and_describes_itself(pair, suffix
     if suffix == ".pth":
         state_dict = torch.load(path, weights_only=True)
         metadata = state_dict.metadata
+        assert len(state_dict.digest) == 64
     else:
         with safe_open(path, "pt") as file:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+            assert len(metadata.pop("digest")) == 64
     lma_torch.create_model("resnet10_lma", num_classes=3).load_state_dict(state_dict, strict=True)
     expected = convert.to_torch(pair.jax_model)
     assert all(torch.equal(state_dict[key], expected[key]) for key in expected)

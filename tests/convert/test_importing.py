@@ -3,13 +3,16 @@
 import errno
 import io
 import json
+import math
 import os
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -176,6 +179,81 @@ def test_a_malicious_pickle_is_refused_with_the_reason_and_never_run(legacy, tmp
         import_weights(tmp_path / "evil.pth", tmp_path / "run")
     assert not target.exists()
     assert not (tmp_path / "run").exists()
+
+
+def narrow_weights() -> dict[str, np.ndarray]:
+    state_dict = lma_torch.create_model("resnet10", num_classes=2).state_dict()
+    return {key: to_array(value) for key, value in state_dict.items()}
+
+
+def altered(key: str, value) -> dict[str, np.ndarray]:
+    weights = narrow_weights()
+    return {**weights, key: value(weights[key].copy())}
+
+
+def with_first(value: float):
+    def alter(array: np.ndarray) -> np.ndarray:
+        array.flat[0] = value
+        return array
+
+    return alter
+
+
+ALTERED = {
+    "NaN": ("fc.weight", with_first(np.nan), "fc.weight has values that are not finite"),
+    "infinity": ("conv1.weight", with_first(-np.inf), "conv1.weight has values that are not finite"),
+    "a negative variance": ("bn1.running_var", with_first(-0.1), "bn1.running_var has variances below zero"),
+    "integers": ("fc.bias", lambda array: array.astype(np.int64), "fc.bias of int64"),
+    "a scalar": ("fc.weight", lambda array: np.float32(1), "mis-shaped fc.weight ()"),
+    "a vector": ("fc.weight", lambda array: array.reshape(-1), "mis-shaped fc.weight"),
+    "one more axis": ("conv1.weight", lambda array: array[None], "mis-shaped conv1.weight"),
+    "no classes": ("fc.weight", lambda array: array[:0], "fc.weight"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("case", ALTERED)
+def test_values_and_shapes_that_no_network_has_are_refused(case, suffix, tmp_path):
+    key, alter, expected = ALTERED[case]
+    write_weights(tmp_path / f"weights{suffix}", altered(key, alter), {})
+    with pytest.raises(UserError, match=rf"weights{suffix}.*{re.escape(expected)}"):
+        import_weights(tmp_path / f"weights{suffix}", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+GOOD = dict(image_size=96, resize_size=100, mean=[0.1] * 3, std=[0.2] * 3)
+METADATA: dict[str, dict] = {
+    "a huge image": {"preprocessing": {**GOOD, "image_size": 10**9, "resize_size": 10**9}},
+    "an image without pixels": {"preprocessing": {**GOOD, "image_size": 0}},
+    "a size of another type": {"preprocessing": {**GOOD, "resize_size": "100"}},
+    "a size that is true": {"preprocessing": {**GOOD, "image_size": True}},
+    "two means": {"preprocessing": {**GOOD, "mean": [0.1] * 2}},
+    "a mean that is no list": {"preprocessing": {**GOOD, "mean": 0.1}},
+    "a mean that is NaN": {"preprocessing": {**GOOD, "mean": [0.1, 0.1, math.nan]}},
+    "an infinite deviation": {"preprocessing": {**GOOD, "std": [math.inf] * 3}},
+    "a deviation of zero": {"preprocessing": {**GOOD, "std": [0.0] * 3}},
+    "a deviation of text": {"preprocessing": {**GOOD, "std": "abc"}},
+    "classes that are no strings": {"class_names": [1, 2]},
+    "a missing class": {"num_classes": 2, "class_names": ["cat"]},
+    "another number of classes": {"num_classes": 3},
+}
+
+
+@pytest.mark.parametrize("case", METADATA)
+def test_metadata_that_no_network_has_are_refused(case, tmp_path):
+    write_weights(tmp_path / "weights.safetensors", narrow_weights(), METADATA[case])
+    with pytest.raises(UserError, match=r"cannot use .*weights.safetensors: "):
+        import_weights(tmp_path / "weights.safetensors", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_large_file_of_another_network_is_refused_before_it_is_read(tmp_path):
+    entry = dict(dtype="F32", shape=[2**30, 16], data_offsets=[0, 2**36])
+    path = tmp_path / "large.safetensors"
+    path.write_bytes(safetensors(json.dumps({"fc.weight": entry}).encode()))
+    os.truncate(path, path.stat().st_size + 2**36)
+    with pytest.raises(UserError, match=r"mis-shaped fc\.weight"):
+        import_weights(path, tmp_path / "run")
 
 
 @pytest.mark.process

@@ -1,5 +1,6 @@
 """The LMA layer, in both frameworks."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -293,3 +294,14 @@ def test_the_torch_layer_is_an_attention_layer_of_timm():
     x = torch.ones(2, 40, 5, 7)
     assert Block(lma_torch.LMA)(x).shape == x.shape
     assert Block(lma_torch.LMA, device="cpu", dtype=torch.float64)(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("make", [partial(lma_jax.LMA, rngs=nnx.Rngs(0)), lma_torch.LMA], ids=["jax", "torch"])
+def test_sizes_are_whole_numbers(make):
+    for channels in (64.5, 64.0, True, "64", None, [64]):
+        with pytest.raises(ValueError, match="whole number of at least 1 is needed, got channels="):
+            make(channels)
+    for kernel_size in (3.0, True, "3"):
+        with pytest.raises(ValueError, match="odd, positive kernel_size, got"):
+            make(8, kernel_size=kernel_size)
+    assert make(np.int64(64)).kernel_size == 3

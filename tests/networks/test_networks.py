@@ -1,6 +1,7 @@
 """The backbones, plain and with LMA, in both frameworks: size, names, calls and initial weights."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -343,3 +344,35 @@ def test_bfloat16_is_near_float32():
     for key in expected:
         if "running" in key:
             assert relative_error(statistics[key], expected[key]) <= 0.1, key
+
+
+@pytest.mark.parametrize("name", ["resnet18_lma", "mobilenetv2"])
+def test_without_classes_the_pooled_features_come_out(name):
+    """As in timm: no head, in training mode too."""
+    options = narrow_options(name)
+    torch_model = lma_torch.create_model(name, num_classes=0, **options)
+    jax_model: Any = jax_shapes(name, num_classes=0, **options)
+    convert.to_jax(torch_model.state_dict(), jax_model)
+    assert not [key for key in torch_model.state_dict() if key.startswith(("fc", "classifier"))]
+    assert convert.to_torch(jax_model).keys() == torch_model.state_dict().keys()
+    features = torch.randn(2, torch_model.num_features, 3, 4)
+    pooled = features.mean((2, 3))
+    torch.testing.assert_close(torch_model.forward_head(features), pooled)
+    actual = jax_model.forward_head(jnp.asarray(features.permute(0, 2, 3, 1).numpy()))
+    np.testing.assert_allclose(actual, pooled, atol=1e-6)
+    assert jax_model.num_features == torch_model.num_features == torch_model.eval()(torch.zeros(1, 3, 32, 32)).shape[1]
+
+
+@pytest.mark.parametrize("num_classes", [-1, 10.0, True, None, "10"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
+def test_another_number_of_classes_is_refused(name, num_classes):
+    for shapes in (torch_shapes, jax_shapes):
+        with pytest.raises(ValueError, match="whole number of at least 0 is needed, got num_classes="):
+            shapes(name, num_classes=num_classes)
+
+
+@pytest.mark.parametrize("name", [None, 5, b"resnet18", ["resnet18"]])
+def test_a_name_is_a_string(name):
+    for create in (lma_torch.create_model, partial(lma_jax.create_model, rngs=nnx.Rngs(0))):
+        with pytest.raises(ValueError, match="named by a string"):
+            create(name)
