@@ -177,6 +177,25 @@ def read(folder: Path, step: int) -> Checkpoint:
     Raises:
         DamagedError: it is unreadable, fails its checksum, or was written by another version.
     """
+    record = _read_record(folder, step)
+    arrays = _read_arrays(folder / str(step) / "state", list(record["checksums"]))
+    for path, array in arrays.items():
+        if _checksum(array) != record["checksums"][path]:
+            raise DamagedError(f"{path} differs from its checksum")
+    return Checkpoint(step, arrays, _metadata(record))
+
+
+def metadata_of(folder: Path, step: int) -> Metadata:
+    """Reads what the checkpoint `folder`/`step` says about itself, without its arrays.
+
+    Raises:
+        DamagedError: it is unreadable, fails its checksum, or was written by another version.
+    """
+    return _metadata(_read_record(folder, step))
+
+
+def _read_record(folder: Path, step: int) -> dict[str, Any]:
+    """The JSON item of a checkpoint, without its own checksum, which is right."""
     try:
         record = json.loads((folder / str(step) / "record" / "metadata").read_text())
         checksum = record.pop("checksum")
@@ -184,21 +203,18 @@ def read(folder: Path, step: int) -> Checkpoint:
         raise DamagedError("its metadata are unreadable") from error
     if _record_checksum(record) != checksum:
         raise DamagedError("its metadata differ from their checksum")
-    arrays = _read_arrays(folder / str(step) / "state", list(record["checksums"]))
-    for path, array in arrays.items():
-        if _checksum(array) != record["checksums"][path]:
-            raise DamagedError(f"{path} differs from its checksum")
+    return record
+
+
+def _metadata(record: Mapping[str, Any]) -> Metadata:
     try:
-        return Checkpoint(step, arrays, Metadata.from_json(record["metadata"]))
+        return Metadata.from_json(record["metadata"])
     except TypeError as error:
         raise DamagedError("its metadata are those of another version of this project") from error
 
 
 def _read_arrays(folder: Path, paths: list[str]) -> Arrays:
-    """Reads the arrays of an Orbax item, an OCDBT store with one zarr array for each path.
-
-    Not through Orbax: where a file is damaged, it abandons its other reads, and each of them then complains on stderr.
-    """
+    """Reads an OCDBT store with one zarr array for each path."""
     store = {"driver": "ocdbt", "base": f"file://{folder}/"}
     opening = {path: ts.open({"driver": "zarr", "kvstore": {**store, "path": f"{path}/"}}) for path in paths}
     try:
