@@ -182,7 +182,7 @@ def test_a_signal_ends_the_wait_for_the_disk(tmp_path, impatient):
     with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
         shutil.rmtree(tmp_path / "run")
         checkpoints.save(state(2), metadata())
-        with pytest.raises(UserError, match="^SIGTERM ended the wait for the disk: the state after step 2 could not"):
+        with pytest.raises(UserError, match=r"^SIGTERM ended the wait for the disk: the state after step 2 could not"):
             checkpoints.finish(minutes=9, check=check)
 
 
@@ -235,5 +235,5 @@ def test_reporting_a_failed_save_never_raises(tmp_path, monkeypatch, impatient):
 
 def test_a_folder_that_cannot_be_created_is_a_user_error(tmp_path):
     (tmp_path / "checkpoints").write_text("mine")
-    with pytest.raises(UserError, match="cannot write to the workdir .*: File exists"):
+    with pytest.raises(UserError, match=r"cannot write to the workdir .*: File exists"):
         Checkpoints(tmp_path, keep=2)
