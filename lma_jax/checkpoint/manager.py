@@ -149,7 +149,7 @@ class Checkpoints:
         if self._writes and not self._manager.busy:
             self.wait()
 
-    def finish(self, *, minutes: float, check: Callable[[], None]) -> None:
+    def finish(self, *, minutes: float, check: Callable[[], object]) -> None:
         """Waits until the last state is on disk. Every process must call it.
 
         Args:

@@ -99,7 +99,11 @@ def interrupt_start(number: int) -> None:
 def interrupt_listing() -> None:
     from lma_jax import cli
 
-    cli.models_named = lambda pattern: send(signal.SIGINT)
+    def models_named(pattern: str) -> list[str]:
+        send(signal.SIGINT)
+        return []
+
+    cli.models_named = models_named
 
 
 @pytest.mark.process
