@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lma_jax.checkpoint.format import load_checkpoint
+from lma_jax.errors import UserError
 from lma_jax.training.reporting.metrics import read_metrics
 from measurements import ROOT
 
@@ -277,7 +278,7 @@ def disturb(name: str, workdir: Path, *, processes: int, after: float, rng: rand
 def left_behind(workdir: Path) -> list[str]:
     """What should not lie in the workdir of a run that has ended."""
     found = [str(path.relative_to(workdir)) for pattern in LEFTOVERS for path in workdir.rglob(pattern)]
-    kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    kept = sorted(path.name for path in (workdir / "checkpoints").glob("*"))
     return found + [f"checkpoints {kept}"] * (len(kept) > KEPT + 1)
 
 
@@ -288,7 +289,10 @@ def differences(workdir: Path, reference: Path, *, rows_may_lack: bool = False) 
         workdir, reference: the runs.
         rows_may_lack: the disk was full for a while, so that rows of metrics could not be written, with a warning.
     """
-    actual, expected = load_checkpoint(workdir), load_checkpoint(reference)
+    try:
+        actual, expected = load_checkpoint(workdir), load_checkpoint(reference)
+    except UserError as error:
+        return [str(error)]
     found = [path for path, array in expected.arrays.items() if array.tobytes() != actual.arrays[path].tobytes()]
     rows, expected_rows = (
         [{name: value for name, value in row.items() if name not in TIMINGS} for row in read_metrics(run)]

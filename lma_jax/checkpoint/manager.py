@@ -312,6 +312,8 @@ def save_weights(workdir: Path, model: nnx.Module, metadata: Metadata) -> None:
                 with Checkpoints(unfinished, keep=1) as checkpoints:
                     checkpoints.save(state, metadata)
                     checkpoints.finish(minutes=0, check=lambda: None)
+                if checkpoints.newest is None:
+                    raise UserError(f"cannot write to {workdir}")
                 unfinished.rename(workdir)
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
