@@ -230,7 +230,7 @@ FAULTS: dict[str, tuple[Fault, set[int]]] = {
     "hup": (hup, {0, 75, -1}),
     "interrupt": (interrupt, {0, 75, -2}),
     "stop": (stop, {0, 1, 75}),
-    "full-disk": (full_disk, {0, 2, 75}),
+    "full-disk": (full_disk, {0, 1, 2, 75}),
     "closed-output": (closed_output, {0}),
     "worker": (worker, {0, 1, 75}),
     "second-run": (second_run, {0, 2}),
