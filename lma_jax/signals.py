@@ -39,3 +39,12 @@ def exit_on_signals() -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for heard in heeded():
         signal.signal(heard, lambda *_: None)
+
+
+def ignore_signals() -> None:
+    """Makes the program deaf to these signals, for its last moments: everything is saved, or said to be lost.
+
+    A process of a job that ended at once would look lost to the others.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

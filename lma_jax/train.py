@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from lma_jax.errors import UserError
-from lma_jax.signals import exit_on_signals
+from lma_jax.signals import exit_on_signals, ignore_signals
 
 
 def define_flags() -> None:
@@ -90,7 +90,10 @@ def main() -> None:
         from lma_jax.training.trainer import Trainer
 
         workdir = Path(options.workdir or f"runs/{name}")
-        Trainer(config, workdir, change_config=options.change_config, profile=options.profile).fit()
+        try:
+            Trainer(config, workdir, change_config=options.change_config, profile=options.profile).fit()
+        finally:
+            ignore_signals()
 
 
 def _require_job(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
