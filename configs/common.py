@@ -75,6 +75,9 @@ def get_config() -> ConfigDict:
     # reports
     config.log_every = 100
     config.eval_every = 1.0
+    config.save_every = 10.0
+    config.save_every_steps = 0
+    config.save_wait = 10.0
     config.keep_checkpoints = 2
     config.wandb_project = ""
     return config

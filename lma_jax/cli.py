@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from absl import app, flags, logging
 
 from lma_jax.errors import DISTRIBUTIONS, InterruptedRun, UserError, nearest, one_line
+from lma_jax.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
 # --help lists the flags of the command, also those that are defined here.
 flags.disclaim_key_flags()
 
-# "Try again" in sysexits.h: the run is saved, and the same command resumes it.
-INTERRUPTED = 75
+# What shells report of a program that Ctrl-C ended.
+KILLED_BY_SIGINT = 130
 
 
 def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
     """Defines and parses the flags, and calls `main`.
 
     A UserError, a bad flag, a file that cannot be used or a missing package ends the program with one line on stderr
-    and exit code 2, an InterruptedRun with 75.
+    and exit code 2, an InterruptedRun with 75, and Ctrl-C with 130.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -51,9 +52,12 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
 
     try:
         define_flags()
+        app.run(guarded, flags_parser=_parse_flags)
     except flags.Error as error:  # a --flagfile that cannot be opened
         _fail(error)
-    app.run(guarded, flags_parser=_parse_flags)
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        sys.exit(KILLED_BY_SIGINT)
 
 
 def define_checkpoint() -> None:

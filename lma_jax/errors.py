@@ -2,8 +2,11 @@
 
 import difflib
 import importlib
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 
 # Where the name of a package is not that of its module.
 DISTRIBUTIONS = {
@@ -11,7 +14,6 @@ DISTRIBUTIONS = {
     "importlib_resources": "importlib-resources",
     "sklearn": "scikit-learn",
     "cykooz": "cykooz-resizer",
-    "orbax": "orbax-checkpoint",
     "tensorflow_datasets": "tensorflow-datasets",
     "absl": "absl-py",
 }
@@ -41,8 +43,22 @@ def one_line(message: object) -> str:
 
 
 def warn(message: object) -> None:
-    """Prints a warning in one line on stderr."""
-    print("warning:", one_line(message), file=sys.stderr, flush=True)
+    """Prints a warning in one line on stderr. It is no reason to end a run that nobody reads it."""
+    with suppress(OSError, ValueError):
+        print("warning:", one_line(message), file=sys.stderr, flush=True)
+
+
+class Occasionally:
+    """Thins out messages that repeat themselves: the first, second, fourth, eighth time and so on are due."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def due(self, message: str) -> bool:
+        """Counts a message and says whether to show it. Messages are the same if only numbers in them differ."""
+        key = re.sub(r"\d+", "0", message)
+        self._counts[key] += 1
+        return self._counts[key].bit_count() == 1
 
 
 def require_packages(purpose: str, *modules: str) -> None:

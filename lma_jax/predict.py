@@ -66,7 +66,7 @@ def main() -> None:
     folder = path if path.is_dir() else path.parent
     label = figures.labels(checkpoint.metadata.class_names)
     rows: list[dict[str, Any]] = []
-    drawn = {}
+    drawn: dict[str, Any] = {}
     for file, image, classes in predict(checkpoint, found):
         name, best = file.relative_to(folder).as_posix(), classes[: options.top]
         print(f"{name}: " + ", ".join(f"{label(index)} {100 * p:.2f} %" for index, p in best), flush=True)

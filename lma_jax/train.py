@@ -1,7 +1,7 @@
 """Trains a network: python -m lma_jax.train --config configs/resnet50_lma.py [--workdir runs/r50]
 
 Any value of the config can be given as --config.<key>=<value>. The same command again resumes a run that was killed,
-or stopped by SIGTERM or Ctrl-C (exit code 75). On several machines, start the same command on each, with
+or stopped by SIGTERM, SIGHUP or Ctrl-C (exit code 75). On several machines, start the same command on each, with
 --distributed under Slurm, Open MPI or Kubernetes, else with --coordinator, --num_processes and --process_id.
 """
 
@@ -10,13 +10,15 @@ import os
 import re
 from pathlib import Path
 
-from absl import flags
-
-from lma_jax import cli
 from lma_jax.errors import UserError
+from lma_jax.signals import exit_on_signals, ignore_signals
 
 
 def define_flags() -> None:
+    from absl import flags
+
+    from lma_jax import cli
+
     cli.define_config()
     flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<name of the config file>.")
     flags.DEFINE_bool("change_config", False, "Resume even if the config differs from the checkpoint's.")
@@ -55,6 +57,10 @@ def gpu_flags(*, deterministic: bool, kept: bool) -> str:
 
 
 def main() -> None:
+    from absl import flags
+
+    from lma_jax import cli
+
     options = flags.FLAGS
     config, name = cli.load_config()
     job = {key: options[key].value for key in ("coordinator", "num_processes", "process_id")}
@@ -79,11 +85,15 @@ def main() -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if options.distributed or options.coordinator:
         join(**job)
+        exit_on_signals()  # JAX has taken SIGTERM
     with ending_together():
         from lma_jax.training.trainer import Trainer
 
         workdir = Path(options.workdir or f"runs/{name}")
-        Trainer(config, workdir, change_config=options.change_config, profile=options.profile).fit()
+        try:
+            Trainer(config, workdir, change_config=options.change_config, profile=options.profile).fit()
+        finally:
+            ignore_signals()
 
 
 def _require_job(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -99,4 +109,7 @@ def _require_job(coordinator: str | None, num_processes: int | None, process_id:
 
 
 if __name__ == "__main__":
+    exit_on_signals()  # before anything is imported that takes a while
+    from lma_jax import cli
+
     cli.run(main, define_flags)

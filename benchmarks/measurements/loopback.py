@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from lma_jax.sharding import DATA_AXIS, REPLICATED, data_mesh
 from lma_jax.training.distributed import join
 from measurements.collectives import network_shapes, tree_bytes
-from measurements.kill_matrix import free_address
+from measurements.fault_matrix import free_address
 from measurements.prediction import wire_bytes
 
 ROUNDS = 9

@@ -198,7 +198,7 @@ def read(folder: Path, step: int) -> Checkpoint:
     Raises:
         DamagedError: it is unreadable, fails its checksum, or was written by another version.
     """
-    record, metadata = _read_record(folder / str(step) / "record" / "metadata")
+    record, metadata = _read_record(folder, step)
     arrays = _read_arrays(folder / str(step) / "state", list(record["checksums"]))
     for path, array in arrays.items():
         if _checksum(array) != record["checksums"][path]:
@@ -206,8 +206,18 @@ def read(folder: Path, step: int) -> Checkpoint:
     return Checkpoint(step, arrays, metadata)
 
 
-def _read_record(path: Path) -> tuple[dict[str, Any], Metadata]:
+def metadata_of(folder: Path, step: int) -> Metadata:
+    """Reads what the checkpoint `folder`/`step` says about itself, without its arrays.
+
+    Raises:
+        DamagedError: it is unreadable, fails its checksum, or was written by another version.
+    """
+    return _read_record(folder, step)[1]
+
+
+def _read_record(folder: Path, step: int) -> tuple[dict[str, Any], Metadata]:
     """The JSON item of a checkpoint, which `record_of` made, and the metadata in it."""
+    path = folder / str(step) / "record" / "metadata"
     try:
         if not path.is_file() or path.stat().st_size > RECORD_LIMIT:
             raise DamagedError("its metadata are no file, or too large")
@@ -227,10 +237,7 @@ def _read_record(path: Path) -> tuple[dict[str, Any], Metadata]:
 
 
 def _read_arrays(folder: Path, paths: list[str]) -> Arrays:
-    """Reads the arrays of an Orbax item, an OCDBT store with one zarr array for each path.
-
-    Not through Orbax: where a file is damaged, it abandons its other reads, and each of them then complains on stderr.
-    """
+    """Reads an OCDBT store with one zarr array for each path."""
     store = {"driver": "ocdbt", "base": f"file://{folder}/"}
     opening = {path: ts.open({"driver": "zarr", "kvstore": {**store, "path": f"{path}/"}}) for path in paths}
     try:

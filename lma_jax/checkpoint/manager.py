@@ -1,56 +1,67 @@
-"""Writing checkpoints: atomically, in the background, the newest ones and the best."""
+"""The checkpoints of a run: saved in the background, the newest and the best kept, and none lost without a word."""
 
+import errno
 import os
 import shutil
-import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from lma_jax import files
 from lma_jax.checkpoint.format import (
     Checkpoint,
     DamagedError,
     Metadata,
+    metadata_of,
     newest_good,
     read,
-    record_of,
     saved_steps,
     to_arrays,
 )
+from lma_jax.checkpoint.writer import SaveManager, clean_up, delete
 from lma_jax.definition import split
-from lma_jax.errors import UserError
+from lma_jax.errors import InterruptedRun, Occasionally, UserError, warn
 
-REPLACED = ".replaced"
+# The rank of a checkpoint that is not evaluated: it may be the newest, but is never the best.
+NOT_EVALUATED = -1.0
+# Seconds between attempts to save the last state, and between looks at what happened meanwhile.
+RETRY, TICK = 2.0, 0.1
 
 
 class Checkpoints:
     """The checkpoints of a workdir: the newest `keep` and the best by validation top-1.
 
-    It must be closed, or the last asynchronous save may be lost. In a job of several processes, the first process
-    writes and all of them read, so that they must share the workdir.
+    `finish` makes sure of the last save. In a job of several processes, the first process writes and all of them read,
+    so that they must share the workdir.
+
+    Raises:
+        UserError: the workdir cannot be written.
     """
 
     def __init__(self, workdir: Path, *, keep: int):
         self._workdir = workdir.absolute()
         self._folder = self._workdir / "checkpoints"
+        self._keep = keep
         self._writes = jax.process_index() == 0
-        policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=lambda metrics: metrics["top1"], n=1)])
-        # One process alone: a write that fails there must not leave the others waiting.
-        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="lma")
-        self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, multiprocessing_options=alone, create=False
-        )
+        self._ranks: dict[int, float] = {}  # of the checkpoints on disk, as far as they are known
+        self._unsaved: Checkpoint | None = None
+        self._failure = ""  # why it is not on disk
+        self._reported = True
+        self._warnings = Occasionally()
         if self._writes:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._clean_up()
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                clean_up(self._folder)
+            except OSError as error:
+                raise UserError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
             self._open()
 
     def __enter__(self) -> "Checkpoints":
@@ -58,13 +69,21 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         self.wait()
-        if self._writes:
-            self._manager.close()
+        if self._unsaved is not None:  # an error ends the run: once more
+            self._start()
+            self._collect()
+        if self._unsaved is not None:
+            warn(self._loss())
 
     @property
     def newest(self) -> int | None:
         """The step of the newest checkpoint on disk, None before the first."""
         return next(iter(saved_steps(self._folder)), None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether this process is writing a checkpoint."""
+        return self._writes and self._manager.busy
 
     def load(self) -> Checkpoint | None:
         """The newest good checkpoint, the same in all processes; None if there is none yet.
@@ -84,21 +103,27 @@ class Checkpoints:
             raise UserError(f"checkpoint {step} is not in {self._workdir}, which all processes must share") from error
 
     def set_aside_after(self, step: int) -> None:
-        """Moves checkpoints newer than `step`, which are damaged, to the folder `damaged` beside `checkpoints`."""
+        """Moves checkpoints newer than `step`, which are damaged, to the folder `damaged` beside `checkpoints`.
+
+        Raises:
+            UserError: they cannot be moved.
+        """
         if not self._writes:
             return
         for damaged in (number for number in saved_steps(self._folder) if number > step):
             target = self._workdir / "damaged" / str(damaged)
-            target.parent.mkdir(exist_ok=True)
-            while target.exists():
-                target = target.with_name(target.name + "_")
-            (self._folder / str(damaged)).rename(target)
-        self._manager.reload()
+            try:
+                target.parent.mkdir(exist_ok=True)
+                while target.exists():
+                    target = target.with_name(target.name + "_")
+                (self._folder / str(damaged)).rename(target)
+            except OSError as error:
+                raise UserError(f"cannot move the damaged checkpoint to {target}: {error.strerror}") from error
 
-    def save(self, state: Any, metadata: Metadata, *, top1: float) -> None:
-        """Starts to write a state.
+    def save(self, state: Any, metadata: Metadata, *, top1: float = NOT_EVALUATED) -> None:
+        """Starts to write a state, once the save before it has ended.
 
-        A failure to write, such as a full disk, is reported on stderr, and the next save tries again.
+        A failure to write, such as a full disk, is reported on stderr by the next call, and the next save tries again.
 
         Args:
             state: tree of arrays; the one at the path "step" is the number of the checkpoint.
@@ -108,61 +133,155 @@ class Checkpoints:
         if not self._writes:
             return
         arrays = to_arrays(state)
-        record = record_of(arrays, metadata)
         self.wait()
-        try:
-            self._require_space(sum(array.nbytes for array in arrays.values()))
-            self._make_way(int(arrays["step"]))
-            items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-            self._manager.save(int(arrays["step"]), args=items, metrics={"top1": top1})
-        except Exception as error:  # Orbax wraps the file system's errors in many kinds
-            self._report(error)
+        self._unsaved = Checkpoint(int(arrays["step"]), arrays, metadata)
+        self._top1 = top1
+        self._start()
 
     def wait(self) -> None:
         """Waits for the save in progress and reports its failure."""
         if self._writes:
+            self._collect()
+            self._report()
+
+    def poll(self) -> None:
+        """Reports the failure of a save that has ended; it takes no time."""
+        if self._writes and not self._manager.busy:
+            self.wait()
+
+    def finish(self, *, minutes: float, check: Callable[[], object]) -> None:
+        """Waits until the last state is on disk. Every process must call it.
+
+        Args:
+            minutes: how long to try again where the state cannot be written.
+            check: called in every process between the attempts; an InterruptedRun that it raises ends the wait.
+
+        Raises:
+            UserError: the state could not be saved.
+        """
+        start, attempts = time.monotonic(), 0
+        while not self._agreed(self._is_saved):
+            if self._agreed(lambda: self._manager.busy):
+                continue
+            attempts += 1
+            if self._agreed(lambda: time.monotonic() - start >= 60 * minutes):
+                raise self._given_up()
+            if attempts == 2 and self._writes:
+                warn(f"{self._loss()}; trying again for {minutes:g} minutes (config.save_wait)")
             try:
-                self._manager.wait_until_finished()
-                self._clean_up()
-            except Exception as error:
-                self._report(error)
+                for _ in range(round(RETRY / TICK)):
+                    time.sleep(TICK)
+                    check()
+            except InterruptedRun as interruption:
+                raise self._given_up(f"{interruption} ended the wait for the disk: ") from None
+            if self._writes:
+                self._start()
 
     def _open(self) -> None:
-        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+        self._manager = SaveManager(self._folder)
+
+    def _start(self) -> None:
+        """Starts to write the last state."""
+        assert self._unsaved is not None
+        try:
+            self._require_space(sum(array.nbytes for array in self._unsaved.arrays.values()))
+            self._manager.save(self._unsaved, self._written)
+        except Exception as error:
+            self._fail(error)
+
+    def _written(self) -> None:
+        assert self._unsaved is not None
+        self._ranks[self._unsaved.step] = self._top1
+        self._unsaved, self._failure = None, ""
+        with suppress(OSError):  # the next save tries again
+            self._delete_old()
+
+    def _collect(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # nothing that a disk does ends a run
+            self._fail(error)
+
+    def _is_saved(self) -> bool:
+        """Whether the last state is on disk, a moment from now."""
+        self._manager.join(TICK)
+        if self._manager.busy:
+            return False
+        self._collect()
+        return self._unsaved is None
+
+    def _agreed(self, condition: Callable[[], bool]) -> bool:
+        """What the first process finds."""
+        if jax.process_count() == 1:
+            return condition()
+        return bool(multihost_utils.broadcast_one_to_all(np.bool_(self._writes and condition())))
 
     def _require_space(self, size: int) -> None:
-        """Raises an OSError if the disk lacks room, which Orbax would report in a thousand lines."""
+        """Raises an OSError if the disk lacks room, before any of it is taken."""
         free = shutil.disk_usage(self._folder).free
         if free < 1.1 * size:
-            raise OSError(f"{free / 1e6:,.0f} MB are free on the disk, {1.1 * size / 1e6:,.0f} MB are needed")
+            lacking = f"{free / 1e6:,.1f} MB are free on the disk, {1.1 * size / 1e6:,.1f} MB are needed"
+            raise OSError(errno.ENOSPC, lacking)
 
-    def _make_way(self, step: int) -> None:
-        """Moves aside the checkpoint that a signal saved at this step. `_clean_up` deletes it later."""
-        if (self._folder / str(step)).exists():
-            (self._folder / str(step)).rename(self._folder / f"{step}{REPLACED}")
-            self._manager.reload()
+    def _delete_old(self) -> None:
+        """Deletes what is older than the newest `keep` checkpoints and not the best. Damaged ones do not count."""
+        steps = saved_steps(self._folder)
+        ranks = {step: rank for step in steps if (rank := self._rank(step)) is not None}
+        kept = [*ranks][: self._keep]
+        best = max(ranks, key=lambda step: ranks[step])
+        protected = {best} if ranks[best] != NOT_EVALUATED else set()
+        for step in {*steps} - protected:
+            if step < kept[-1]:
+                delete(self._folder, step)
 
-    def _clean_up(self) -> None:
-        """Removes what killed or failed saves left behind, and restores a checkpoint that was not replaced."""
-        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished)
-        for replaced in self._folder.glob(f"*{REPLACED}"):
-            target = replaced.with_name(replaced.name.removesuffix(REPLACED))
-            if target.exists():
-                shutil.rmtree(replaced)
-            else:
-                replaced.rename(target)
+    def _rank(self, step: int) -> float | None:
+        """The validation top-1 of a checkpoint on disk, None if it is damaged.
 
-    def _report(self, error: Exception) -> None:
-        self._clean_up()
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        print(
-            f"warning: a checkpoint could not be written to {self._folder} ({reason[:300]}); training goes on, the "
-            f"newest checkpoint is {self.newest}",
-            file=sys.stderr,
-            flush=True,
-        )
+        Raises:
+            OSError: it cannot be read now.
+        """
+        if step not in self._ranks:
+            try:
+                metrics = metadata_of(self._folder, step).metrics
+            except DamagedError as error:
+                if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                    raise error.__cause__ from error  # it may be good: delete nothing until the disk answers
+                return None
+            self._ranks[step] = metrics.get("val_top1", NOT_EVALUATED)
+        return self._ranks[step]
+
+    def _fail(self, error: Exception) -> None:
+        """Notes why the last state is not on disk, and makes room for the next attempt."""
+        reason = (isinstance(error, OSError) and error.strerror) or str(error).strip() or type(error).__name__
+        self._failure, self._reported = reason.splitlines()[0][:300], False
+        with suppress(OSError):
+            clean_up(self._folder)
         self._open()
+
+    def _report(self) -> None:
+        """Warns of a save that failed."""
+        reported, self._reported = self._reported, True
+        if not reported and self._warnings.due(self._failure):
+            warn(
+                f"a checkpoint could not be written to {self._folder} ({self._failure}); training goes on, "
+                f"{self._last()}"
+            )
+
+    def _given_up(self, cause: str = "") -> UserError:
+        error = UserError(f"{cause}{self._loss()}. Make room or mend the disk, and give the same command again")
+        self._unsaved, self._reported = None, True
+        return error
+
+    def _loss(self) -> str:
+        what = "the last state" if self._unsaved is None else f"the state after step {self._unsaved.step:,}"
+        reason = self._failure or "the first process says why"
+        return f"{what} could not be saved to {self._folder} ({reason}); {self._last()}"
+
+    def _last(self) -> str:
+        try:
+            return "there is no checkpoint yet" if self.newest is None else f"the newest checkpoint is {self.newest}"
+        except OSError as error:
+            return f"the checkpoints cannot be listed ({error.strerror})"
 
 
 def require_new(workdir: Path) -> None:
@@ -191,7 +310,8 @@ def save_weights(workdir: Path, model: nnx.Module, metadata: Metadata) -> None:
             try:
                 shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process
                 with Checkpoints(unfinished, keep=1) as checkpoints:
-                    checkpoints.save(state, metadata, top1=-1.0)
+                    checkpoints.save(state, metadata)
+                    checkpoints.finish(minutes=0, check=lambda: None)
                 if checkpoints.newest is None:
                     raise UserError(f"cannot write to {workdir}")
                 unfinished.rename(workdir)

@@ -5,14 +5,16 @@ import signal
 import threading
 import time
 
+from lma_jax.signals import STOPPING
+
 
 def end_with_parent(parent: int, worker: int = 0, workers: int = 1) -> None:
-    """Ends this process when process `parent` ends, and makes it ignore SIGINT and SIGTERM, which the parent handles.
+    """Ends this process when process `parent` ends, and makes it ignore the signals that stop a run.
 
-    Grain leaves its workers running when their parent is killed. Ctrl-C and a cluster's SIGTERM reach the workers too
-    and would stop the data of a parent that is about to save.
+    Grain leaves its workers running when their parent is killed. Ctrl-C, a cluster's SIGTERM and the SIGHUP of a closed
+    terminal reach the workers too and would stop the data of a parent that is about to save.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:

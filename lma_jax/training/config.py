@@ -174,6 +174,9 @@ KEYS = {
     ),
     "log_every": Key(whole_number(1), "steps between lines of progress", True),
     "eval_every": Key(DURATION, "epochs between evaluations, each of which saves a checkpoint"),
+    "save_every": Key(NOT_NEGATIVE, "minutes between saves from one evaluation to the next; 0 is off", True),
+    "save_every_steps": Key(whole_number(0), "the same in steps", True),
+    "save_wait": Key(NOT_NEGATIVE, "minutes to try again at the end if the last state cannot be saved", True),
     "keep_checkpoints": Key(whole_number(1), "newest checkpoints to keep; the best by top-1 is kept as well", True),
     "wandb_project": Key(TEXT, "project of Weights & Biases that receives the metrics, or empty", True),
 }

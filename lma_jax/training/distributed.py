@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lma_jax.errors import InterruptedRun, UserError
 from lma_jax.sharding import steps_ahead
+from lma_jax.signals import heeded
 
 # Seconds without a heartbeat after which a process counts as dead, and the others end.
 HEARTBEAT_TIMEOUT = 30
+# Seconds within which a second signal is the first one, sent twice: by a scheduler, or to a group and its leader.
+MOMENT = 1.0
 # How the libraries of collectives report that a peer is gone.
 LOST_PEER = "gloo|nccl|connection reset|socket closed|unavailable|heartbeat|coordination service"
 
@@ -74,8 +78,16 @@ def _explain(error: Exception) -> int:
     return 1
 
 
+# What a process asks the others for; the highest request of all is what all of them do.
+_NOTHING, _SAVE, _STOP = range(3)
+
+
 class StopSignal:
-    """Turns SIGTERM and SIGINT into an InterruptedRun at the next `check`; a second SIGINT ends the program at once.
+    """Turns SIGTERM, SIGINT and SIGHUP into an InterruptedRun at the next `check`.
+
+    A signal that is sent again within a moment is the same one, and later ones before the `check` change nothing, so
+    that the state is saved; but a second SIGINT ends the program at once. After the `check`, the next signal counts
+    again. SIGHUP stays ignored under nohup.
 
     In a job of several processes, a signal to any of them stops all at the same `check`: the next one, or one later on
     accelerators, where dispatch runs ahead.
@@ -83,39 +95,60 @@ class StopSignal:
 
     def __init__(self, mesh: Mesh) -> None:
         self._received: str | None = None
+        self._deaf_until = 0.0
         self._pending: list[jax.Array] = []
         if jax.process_count() > 1:
-            self._flags = [self._flag(mesh, raised) for raised in (False, True)]
-            self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+            self._flags = [self._flag(mesh, number) for number in (_NOTHING, _SAVE, _STOP)]
+            self._highest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     @staticmethod
-    def _flag(mesh: Mesh, raised: bool) -> jax.Array:
-        local = np.full(jax.local_device_count(), raised)
+    def _flag(mesh: Mesh, number: int) -> jax.Array:
+        local = np.full(jax.local_device_count(), number, np.int32)
         return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(*mesh.axis_names)), local)
 
     def __enter__(self) -> "StopSignal":
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
+        self._previous = {number: signal.signal(number, self._receive) for number in heeded()}
+        self._wakeup = signal.set_wakeup_fd(-1)  # last, so that no signal falls between the old way and this one
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number in self._previous:
-            self._restore(number)
+        signal.set_wakeup_fd(self._wakeup)
+        for number, previous in self._previous.items():
+            # None: the handler was that of JAX, whose coordination service ends the program.
+            signal.signal(number, previous or signal.SIG_DFL)
 
-    def check(self) -> None:
-        """Raises InterruptedRun if the run is to stop. Every process must call it equally often."""
+    def check(self, *, save: bool = False) -> bool:
+        """Agrees with the other processes, each of which must call it equally often, on what to do now.
+
+        Args:
+            save: whether this process asks for a save.
+
+        Returns:
+            Whether any process asked for a save.
+
+        Raises:
+            InterruptedRun: the run is to stop.
+        """
+        request = _STOP if self._received else _SAVE if save else _NOTHING
+        agreed = self._agreed(request)
+        if agreed < _STOP:
+            return agreed == _SAVE
+        received, self._received = self._received, None
+        self._deaf_until = time.monotonic() + MOMENT
+        raise InterruptedRun(received or "a signal to another process")
+
+    def _agreed(self, request: int) -> int:
         if jax.process_count() == 1:
-            stops = self._received is not None
-        else:
-            self._pending.append(self._any(self._flags[self._received is not None]))
-            stops = len(self._pending) > steps_ahead() and bool(self._pending.pop(0))
-        if stops:
-            raise InterruptedRun(self._received or "a signal to another process")
+            return request
+        self._pending.append(self._highest(self._flags[request]))
+        return int(self._pending.pop(0)) if len(self._pending) > steps_ahead() else _NOTHING
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._restore(number)
-        self._received = signal.Signals(number).name
-
-    def _restore(self, number: int) -> None:
-        # None: the handler was that of JAX, whose coordination service ends the program.
-        signal.signal(number, self._previous[signal.Signals(number)] or signal.SIG_DFL)
+        now = time.monotonic()
+        if now < self._deaf_until:
+            return
+        if self._received and number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._received = self._received or signal.Signals(number).name
+        self._deaf_until = now + MOMENT

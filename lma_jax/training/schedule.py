@@ -1,6 +1,7 @@
 """Durations and the learning rate: epochs become steps here and nowhere else."""
 
 import math
+import time
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -76,6 +77,27 @@ def eval_steps(config: ConfigDict, clock: EpochClock) -> list[int]:
         )
     steps = {clock.step(config.eval_every * (k + 1)) for k in range(count)} | {last}
     return sorted(step for step in steps if 1 <= step <= last)
+
+
+class SaveClock:
+    """Says when to save between evaluations.
+
+    Args:
+        minutes: time from one save to the next; 0 for never. Changes of the date do not matter.
+    """
+
+    def __init__(self, minutes: float):
+        self._seconds = 60 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts to count, at each save."""
+        self._start = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the time is over."""
+        return 0 < self._seconds <= time.monotonic() - self._start
 
 
 def learning_rate_schedule(config: ConfigDict, clock: EpochClock) -> optax.Schedule:

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from lma_jax.checkpoint.format import Checkpoint, Metadata
-from lma_jax.checkpoint.manager import Checkpoints
+from lma_jax.checkpoint.manager import NOT_EVALUATED, Checkpoints
 from lma_jax.checkpoint.restore import fill
 from lma_jax.data.batch import Batch, batch_spec
 from lma_jax.data.loader import Timed, eval_batches, reading_from, to_device, train_batches
@@ -33,7 +33,7 @@ from lma_jax.training.meter import Meter, NonFiniteError
 from lma_jax.training.objective import loss_name, objective_from
 from lma_jax.training.reporting.profiler import Profiler
 from lma_jax.training.reporting.reporter import Reporter
-from lma_jax.training.schedule import EpochClock, eval_steps, learning_rate_schedule
+from lma_jax.training.schedule import EpochClock, SaveClock, eval_steps, learning_rate_schedule
 from lma_jax.training.state import TrainState, build_model, create_state, optimizer_from
 from lma_jax.training.step import make_eval_step, make_train_step
 
@@ -77,6 +77,8 @@ class Trainer:
         self.state: TrainState | None = None
         self.step = 0
         self.meter = Meter()
+        self.save_clock = SaveClock(config.save_every)
+        self._saved_step = 0  # at which a state was saved, or started to be
         _require_writable(workdir)
 
     def fit(self) -> None:
@@ -86,17 +88,18 @@ class Trainer:
 
         Raises:
             UserError: the checkpoints of the workdir are all damaged, of another network or of another config; an
-                image cannot be decoded and config.on_bad_image is "error"; or the loss is not finite and
-                config.on_nonfinite is "stop".
-            InterruptedRun: SIGTERM or SIGINT stopped the run, and its state is saved.
+                image cannot be decoded and config.on_bad_image is "error"; the loss is not finite and
+                config.on_nonfinite is "stop"; or the last state cannot be saved.
+            InterruptedRun: SIGTERM, SIGINT or SIGHUP stopped the run, and its state is saved.
         """
-        definition, fresh = self._fresh_state()
         with ExitStack() as stack:
-            self.checkpoints = stack.enter_context(Checkpoints(self.workdir, keep=self.config.keep_checkpoints))
             self.stop = stack.enter_context(StopSignal(self.mesh))
+            definition, fresh = self._fresh_state()
+            self.checkpoints = stack.enter_context(Checkpoints(self.workdir, keep=self.config.keep_checkpoints))
             checkpoint = self.checkpoints.load()
             self.state, origin = self._resume(fresh, checkpoint) if checkpoint else self._start(fresh, definition)
-            self.step = int(self.state.step)
+            self.step = self._saved_step = int(self.state.step)
+            self._must_evaluate = bool(checkpoint and not checkpoint.metadata.metrics and self.step in self.eval_steps)
             self.reporter = stack.enter_context(
                 Reporter(
                     self.config,
@@ -104,13 +107,14 @@ class Trainer:
                     self.clock,
                     schedule=self.schedule,
                     start=self.step,
+                    reported=self.step - self._must_evaluate,
                     eval_steps=self.eval_steps,
                 )
             )
             self.reporter.line(partial(self._description, definition))
             self.reporter.line(origin)
             with self._explained():
-                self._train_to_the_end(definition, checkpoint)
+                self._train_to_the_end(definition)
 
     def _require_same_classes(self) -> None:
         train, val = self.train_source, self.val_source
@@ -175,11 +179,12 @@ class Trainer:
             try:
                 yield
             except InterruptedRun as interruption:
-                self._save({})
-                raise InterruptedRun(
-                    f"stopped by {interruption} after step {self.step:,}; the same command goes on from the newest "
-                    f"checkpoint in {self.workdir}"
-                ) from None
+                if self.step != self._saved_step:
+                    self._save({})
+                self._finish_saves()
+                where = f"after step {self.step:,}" if self.step else "before the first step"
+                onwards = f"goes on from the newest checkpoint in {self.workdir}" if self.step else "starts again"
+                raise InterruptedRun(f"stopped by {interruption} {where}; the same command {onwards}") from None
         except NonFiniteError as error:
             self.checkpoints.wait()
             newest = self.checkpoints.newest
@@ -189,16 +194,22 @@ class Trainer:
                 "or config.on_nonfinite=skip"
             ) from error
 
-    def _train_to_the_end(self, definition: Definition, resumed: Checkpoint | None) -> None:
+    def _finish_saves(self) -> None:
+        self.checkpoints.finish(minutes=self.config.save_wait, check=self.stop.check)
+
+    def _train_to_the_end(self, definition: Definition) -> None:
         name = loss_name(self.config)
         eval_step = make_eval_step(definition, self.mesh, preprocessing=self.preprocessing, loss_name=name)
         profiler = Profiler(self.profile_folder, start=self.step, total=self.eval_steps[-1])
-        if resumed is not None and not resumed.metadata.metrics and self.step in self.eval_steps:
-            self._evaluate(eval_step)  # a signal came between the last step and its evaluation
+        self.stop.check()
+        if self._must_evaluate:  # a signal came between the last step and its evaluation
+            self._evaluate(eval_step)
         if self.step < self.eval_steps[-1]:
             train_step = self._compile_train_step(definition)
+            self.stop.check()
             with contextlib.closing(Timed(self._train_batches())) as batches:
                 self._train(train_step, eval_step, batches, profiler)
+        self._finish_saves()
         self.reporter.line(
             f"trained {self.config.model} for {self.step:,} steps; checkpoints, metrics.jsonl and curves.png are in "
             f"{self.workdir}"
@@ -216,9 +227,19 @@ class Trainer:
             self.reporter.step(self.step, self.meter, waited=batches.seconds)
             if traced := profiler.after(self.step, metrics):
                 self.reporter.line(traced)
-            self.stop.check()
+            self.checkpoints.poll()
+            save = self.stop.check(save=self._asks_for_save())
             if self.step in self.eval_steps:
                 self._evaluate(eval_step)
+            elif save or (self.config.save_every_steps and self.step % self.config.save_every_steps == 0):
+                self._save({})
+
+    def _asks_for_save(self) -> bool:
+        """Whether a save is due by the clock of the first process, which writes, and can start without a wait."""
+        if jax.process_index() > 0 or not self.save_clock.due or self.checkpoints.busy:
+            return False
+        self.save_clock.restart()  # so that it asks once, even if the answer comes a step later
+        return True
 
     def _evaluate(self, eval_step: jax.stages.Wrapped) -> None:
         """Evaluates, reports and saves."""
@@ -246,7 +267,9 @@ class Trainer:
             metrics=metrics,
             sums=sums,
         )
-        self.checkpoints.save(self.state, metadata, top1=metrics.get("val_top1", -1.0))
+        self.checkpoints.save(self.state, metadata, top1=metrics.get("val_top1", NOT_EVALUATED))
+        self._saved_step = self.step
+        self.save_clock.restart()
 
     def _train_batches(self) -> Generator[Batch]:
         batches = train_batches(

@@ -79,7 +79,7 @@ def python(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 # Importing the libraries takes longer than most commands. So commands are forked from a process that has imported them,
 # and nothing of this project.
-LIBRARIES = ["flax.nnx", "grain", "ml_collections", "optax", "orbax.checkpoint", "tensorflow_datasets", "torch"]
+LIBRARIES = ["flax.nnx", "grain", "ml_collections", "optax", "tensorflow_datasets", "tensorstore", "torch"]
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(LIBRARIES)
 

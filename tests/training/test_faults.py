@@ -3,8 +3,11 @@
 import gzip
 import json
 import os
+import re
+import shutil
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +21,7 @@ from configs import digits
 from lma_jax.checkpoint.format import load_checkpoint
 from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.errors import InterruptedRun, UserError
-from lma_jax.training import trainer
+from lma_jax.training import schedule, trainer
 from lma_jax.training.reporting.metrics import read_metrics
 from lma_jax.training.reporting.reporter import Reporter
 from lma_jax.training.trainer import Trainer
@@ -54,15 +57,20 @@ def assert_same_run(workdir: Path, reference: Path) -> None:
     assert deterministic(read_metrics(workdir)) == deterministic(read_metrics(reference))
 
 
-def interrupt_at_step(monkeypatch, number: int) -> None:
+def at_step(monkeypatch, number: int, act: Callable[[], None]) -> None:
+    """Acts when the training step has been reported."""
     original = Reporter.step
 
     def step(self, at, *arguments, **options):
         original(self, at, *arguments, **options)
         if at == number:
-            os.kill(os.getpid(), signal.SIGTERM)
+            act()
 
     monkeypatch.setattr(Reporter, "step", step)
+
+
+def interrupt_at_step(monkeypatch, number: int) -> None:
+    at_step(monkeypatch, number, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def interrupt_in_evaluation(monkeypatch, number: int) -> None:
@@ -106,6 +114,126 @@ def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(undisturbed, tmp_path, mo
             fit(tmp_path, **EVERYTHING)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert load_checkpoint(tmp_path).step == saved
+    fit(tmp_path, **EVERYTHING)
+    assert_same_run(tmp_path, undisturbed)
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would: nothing more is saved."""
+
+
+def kill_at_step(monkeypatch, number: int) -> None:
+    def kill() -> None:
+        raise Killed
+
+    at_step(monkeypatch, number, kill)
+
+
+@pytest.mark.parametrize("options", [dict(save_every_steps=4), dict(save_every=1e-9)], ids=["steps", "minutes"])
+def test_saves_between_evaluations_lose_little_and_change_no_bit(undisturbed, tmp_path, monkeypatch, capsys, options):
+    for number in (11, 16):
+        with monkeypatch.context() as patch:
+            kill_at_step(patch, number)
+            with pytest.raises(Killed):
+                fit(tmp_path, **EVERYTHING, **options)
+    fit(tmp_path, **EVERYTHING, **options)
+    assert_same_run(tmp_path, undisturbed)
+    assert len(list((tmp_path / "checkpoints").iterdir())) <= 3
+    resumed = re.findall(r"resuming after step (\d+)", capsys.readouterr().out)
+    assert "save_every" in options or resumed == ["8", "12"]
+
+
+def test_a_clock_saves_only_when_its_time_has_come(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Checkpoints, "save", lambda self, state, *_, **__: saved.append(int(state.step)))
+    now = iter(range(0, 10**6, 60))  # a minute passes at each look
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    fit(tmp_path, save_every=4.0)
+    assert saved == [4, 6, 10, 12, 16, 18]
+    saved.clear()
+    fit(tmp_path, save_every=0.0)
+    assert saved == [6, 12, 18]
+
+
+def test_a_signal_sent_twice_and_again_while_the_state_is_saved_loses_nothing(undisturbed, tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def interrupted(self, *arguments, **options):
+        save(self, *arguments, **options)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+
+    def twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 8, twice)
+        patch.setattr(Checkpoints, "save", lambda self, *a, **o: (interrupted if self.newest else save)(self, *a, **o))
+        with pytest.raises(InterruptedRun, match="stopped by SIGHUP after step 8; the same command goes on"):
+            fit(tmp_path, **EVERYTHING)
+    fit(tmp_path, **EVERYTHING)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_signal_before_anything_is_trained_saves_nothing_and_spoils_nothing(undisturbed, tmp_path, monkeypatch):
+    compiling = trainer.make_train_step
+
+    def make_train_step(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compiling(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "make_train_step", make_train_step)
+        with pytest.raises(InterruptedRun, match="SIGTERM before the first step; the same command starts again"):
+            fit(tmp_path, **EVERYTHING)
+        assert list((tmp_path / "checkpoints").iterdir()) == []
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, 13)
+        with pytest.raises(Killed):
+            fit(tmp_path, **EVERYTHING)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "make_train_step", make_train_step)
+        with pytest.raises(InterruptedRun, match="SIGTERM after step 12; the same command goes on"):
+            fit(tmp_path, **EVERYTHING)
+    assert load_checkpoint(tmp_path).metadata.metrics
+    fit(tmp_path, **EVERYTHING)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_an_evaluation_that_is_repeated_is_reported_once(undisturbed, tmp_path, monkeypatch):
+    """A signal saves before the evaluation, and the next run is killed between its row and its checkpoint."""
+    with monkeypatch.context() as patch:
+        interrupt_at_step(patch, 12)
+        with pytest.raises(InterruptedRun):
+            fit(tmp_path, **EVERYTHING)
+
+    def kill(self, *_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", kill)
+        with pytest.raises(Killed):
+            fit(tmp_path, **EVERYTHING)
+    fit(tmp_path, **EVERYTHING)
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["to the end", "and SIGTERM"])
+def test_a_disk_that_stays_full_is_a_failure(undisturbed, tmp_path, monkeypatch, capsys, stopped):
+    with monkeypatch.context() as patch:
+        full = lambda: patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))  # noqa: E731
+        at_step(patch, 8, full)
+        if stopped:
+            interrupt_at_step(patch, 14)
+        lost = 14 if stopped else 18
+        with pytest.raises(
+            UserError, match=rf"after step {lost} could not be saved .*; the newest checkpoint is 6\. M"
+        ):
+            fit(tmp_path, **EVERYTHING, save_wait=0.0)
+    captured = capsys.readouterr()
+    assert "trained" not in captured.out
+    assert captured.err.count("\n") == 1
     fit(tmp_path, **EVERYTHING)
     assert_same_run(tmp_path, undisturbed)
 

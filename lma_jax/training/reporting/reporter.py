@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lma_jax.errors import UserError, warn
+from lma_jax.errors import Occasionally, UserError, warn
 from lma_jax.training.meter import Meter
 from lma_jax.training.reporting.metrics import MetricsWriter
 from lma_jax.training.reporting.pictures import draw_curves, draw_examples
@@ -23,6 +23,15 @@ class Reporter:
     """Shows a run on the terminal and writes metrics.jsonl, tensorboard/, curves.png and examples.png.
 
     A file that cannot be written causes a warning, and training goes on. Only process 0 reports.
+
+    Args:
+        config: the recipe.
+        workdir: of the run.
+        clock: of the run.
+        schedule: learning rate by step.
+        start: number of steps taken before.
+        reported: the step up to which what an earlier run reported is kept.
+        eval_steps: the steps after which the run is evaluated.
     """
 
     def __init__(
@@ -33,6 +42,7 @@ class Reporter:
         *,
         schedule: optax.Schedule,
         start: int,
+        reported: int,
         eval_steps: list[int],
     ):
         self._config = config
@@ -40,6 +50,8 @@ class Reporter:
         self._clock = clock
         self._reports = jax.process_index() == 0
         self._start = start
+        self._reported = reported
+        self._warnings = Occasionally()
         self._eval_steps = eval_steps
         self._learning_rates = Ahead(schedule, start)
 
@@ -89,7 +101,7 @@ class Reporter:
 
     def _open_writer(self, options: dict[str, Any]) -> MetricsWriter:
         try:
-            return MetricsWriter(self._workdir, step=self._start, **options)
+            return MetricsWriter(self._workdir, step=self._reported, **options)
         except OSError as error:
             raise UserError(f"cannot write to the workdir {self._workdir}: {error.strerror}") from error
 
@@ -112,9 +124,13 @@ class Reporter:
         try:
             yield
         except OSError as error:
-            warn(f"cannot write {self._workdir / name}: {error.strerror}")
+            self._warn(f"cannot write {self._workdir / name}: {error.strerror}")
         except UserError as error:
-            warn(error)
+            self._warn(str(error))
+
+    def _warn(self, message: str) -> None:
+        if self._warnings.due(message):
+            warn(message)
 
 
 class Ahead:
