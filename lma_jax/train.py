@@ -99,4 +99,4 @@ def _require_job(coordinator: str | None, num_processes: int | None, process_id:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, define_flags, prints_progress=True)
