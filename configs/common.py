@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
     # reports
     config.log_every = 100
     config.eval_every = 1.0
+    config.step_timeout = 30.0
     config.keep_checkpoints = 2
     config.wandb_project = ""
     return config

@@ -45,6 +45,11 @@ def unimportant() -> Iterator[None]:
         yield
 
 
+def never_required() -> None:
+    """The same for the life of the process."""
+    sys.stdout, sys.stderr = _Stream(sys.stdout, _ignore), _Stream(sys.stderr, _ignore)  # type: ignore[assignment]
+
+
 @contextlib.contextmanager
 def required() -> Iterator[None]:
     """Within the block, standard output that cannot be written ends the program; standard error is dropped.

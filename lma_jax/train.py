@@ -65,6 +65,10 @@ def main() -> None:
     defaults = gpu_flags(deterministic=options.deterministic, kept=bool(options.compilation_cache))
     os.environ["XLA_FLAGS"] = f"{defaults} {os.environ.get('XLA_FLAGS', '')}".strip()  # read when JAX starts
 
+    if options.distributed or options.coordinator:
+        # XLA's pages of text on a lost process; what matters comes as an exception.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
     # Tracing allocates millions of long-lived objects; collecting them at the default threshold takes a tenth of the
     # start-up.
     gc.set_threshold(200_000)

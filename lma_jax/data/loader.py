@@ -7,7 +7,11 @@ images that are decoded at a time take up to 1.3 GB in a process, however many t
 """
 
 import contextlib
+import multiprocessing
 import os
+import re
+import signal
+import sys
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -24,11 +28,13 @@ from lma_jax.data.batch import Batch, blank_example
 from lma_jax.data.sources import Source
 from lma_jax.data.transforms import Augmentation, train_image
 from lma_jax.data.worker import end_with_parent
-from lma_jax.errors import UserError, warn
+from lma_jax.errors import LostWorker, UserError, warn
 from lma_jax.images import BadImageError, eval_image
 from lma_jax.preprocessing import Preprocessing
 
 PREFETCH = 2
+# Python frees the batches that nobody fetched from the workers, and would say so.
+SHARED_MEMORY_FREED = "ignore:resource_tracker:UserWarning"
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,8 @@ def _read(dataset: Any, batch_size: int, start_step: int, reading: Reading) -> I
             flags.FLAGS.mark_as_parsed()  # Grain requires it even of programs without absl flags
         processes = grain.multiprocessing.MultiprocessingOptions(num_workers=reading.workers)
         batches = batches.mp_prefetch(processes, worker_init_fn=partial(end_with_parent, os.getpid()))
+        if SHARED_MEMORY_FREED not in sys.warnoptions:
+            sys.warnoptions.append(SHARED_MEMORY_FREED)  # workers and their tracker inherit it
     return iter(batches)
 
 
@@ -182,7 +190,7 @@ def to_device(batches: Any, sharding: jax.sharding.Sharding) -> Generator[Batch]
         return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), batch)
 
     current = None
-    with contextlib.closing(batches):
+    with contextlib.closing(batches), _worker_loss():
         for batch in batches:
             ahead = put(batch)
             if current is not None:
@@ -190,3 +198,21 @@ def to_device(batches: Any, sharding: jax.sharding.Sharding) -> Generator[Batch]
             current = ahead
     if current is not None:
         yield current
+
+
+@contextlib.contextmanager
+def _worker_loss() -> Iterator[None]:
+    """Explains Grain's error about a worker that is gone, and ends the others, which might wait for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+        if lost is None:
+            raise
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        number = int(lost[1])
+        cause = f"by {signal.Signals(-number).name}" if number < 0 else f"with exit code {number}"
+        raise LostWorker(
+            f"the end of a data worker ({cause}; if memory was short, lower config.data_workers or config.data_threads)"
+        ) from None

@@ -174,6 +174,9 @@ KEYS = {
     ),
     "log_every": Key(whole_number(1), "steps between lines of progress", True),
     "eval_every": Key(DURATION, "epochs between evaluations, each of which saves a checkpoint"),
+    "step_timeout": Key(
+        NOT_NEGATIVE, "minutes without a step after which the run ends with exit code 75; 0 waits for ever", True
+    ),
     "keep_checkpoints": Key(whole_number(1), "newest checkpoints to keep; the best by top-1 is kept as well", True),
     "wandb_project": Key(TEXT, "project of Weights & Biases that receives the metrics, or empty", True),
 }

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from lma_jax import output
 from lma_jax.checkpoint.format import Checkpoint, Metadata
 from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.checkpoint.restore import fill
@@ -21,12 +22,12 @@ from lma_jax.data.loader import Timed, eval_batches, reading_from, to_device, tr
 from lma_jax.data.sources import open_source
 from lma_jax.data.transforms import augmentation_from
 from lma_jax.definition import Definition
-from lma_jax.errors import InterruptedRun, UserError
+from lma_jax.errors import InterruptedRun, LostWorker, UserError
 from lma_jax.flops import count_macs
 from lma_jax.preprocessing import preprocessing_from
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
 from lma_jax.training.config import differences, validate
-from lma_jax.training.distributed import StopSignal
+from lma_jax.training.distributed import StopSignal, sole_writer_of_job
 from lma_jax.training.evaluation import evaluate
 from lma_jax.training.initial import load_initial
 from lma_jax.training.meter import Meter, NonFiniteError
@@ -36,6 +37,7 @@ from lma_jax.training.reporting.reporter import Reporter
 from lma_jax.training.schedule import EpochClock, eval_steps, learning_rate_schedule
 from lma_jax.training.state import TrainState, build_model, create_state, optimizer_from
 from lma_jax.training.step import make_eval_step, make_train_step
+from lma_jax.training.watch import StepWatch
 
 
 class Trainer:
@@ -90,8 +92,10 @@ class Trainer:
                 config.on_nonfinite is "stop".
             InterruptedRun: SIGTERM or SIGINT stopped the run, and its state is saved.
         """
-        definition, fresh = self._fresh_state()
         with ExitStack() as stack:
+            stack.enter_context(output.unimportant())
+            stack.enter_context(sole_writer_of_job(self.workdir))
+            definition, fresh = self._fresh_state()
             self.checkpoints = stack.enter_context(Checkpoints(self.workdir, keep=self.config.keep_checkpoints))
             self.stop = stack.enter_context(StopSignal(self.mesh))
             checkpoint = self.checkpoints.load()
@@ -109,6 +113,7 @@ class Trainer:
             )
             self.reporter.line(partial(self._description, definition))
             self.reporter.line(origin)
+            self.watch = stack.enter_context(StepWatch(self.config.step_timeout, self.workdir))
             with self._explained():
                 self._train_to_the_end(definition, checkpoint)
 
@@ -175,8 +180,10 @@ class Trainer:
             try:
                 yield
             except InterruptedRun as interruption:
-                self._save({})
-                raise InterruptedRun(
+                # Alone, a process of a job cannot save: the others wait for its next step.
+                if jax.process_count() == 1 or not isinstance(interruption, LostWorker):
+                    self._save({})
+                raise type(interruption)(
                     f"stopped by {interruption} after step {self.step:,}; the same command goes on from the newest "
                     f"checkpoint in {self.workdir}"
                 ) from None
@@ -205,6 +212,7 @@ class Trainer:
         )
 
     def _train(self, train_step: Callable[..., Any], eval_step: Any, batches: Timed, profiler: Profiler) -> None:
+        self.watch.progress()
         while self.step < self.eval_steps[-1]:
             batch = next(batches)
             profiler.before(self.step + 1)
@@ -216,7 +224,7 @@ class Trainer:
             self.reporter.step(self.step, self.meter, waited=batches.seconds)
             if traced := profiler.after(self.step, metrics):
                 self.reporter.line(traced)
-            self.stop.check()
+            self._check()
             if self.step in self.eval_steps:
                 self._evaluate(eval_step)
 
@@ -227,14 +235,22 @@ class Trainer:
         options: dict[str, Any] = dict(batch_size=self.config.eval_batch_size, reading=self.reading)
         batches = eval_batches(self.val_source, preprocessing=self.preprocessing, **options)
         on_mesh = to_device(batches, NamedSharding(self.mesh, SHARDED))
-        scores = evaluate(eval_step, *self.state.evaluated, on_mesh, check=self.stop.check)
+        self.watch.progress()
+        scores = evaluate(
+            self.watch.uncounted_once(eval_step), *self.state.evaluated, on_mesh, check=self._check
+        )
         row = self.reporter.evaluation(self.step, train_means, scores)
         self.meter = Meter()
         self._save(row)
 
+    def _check(self) -> None:
+        self.watch.progress()
+        self.stop.check()
+
     def _save(self, metrics: dict[str, Any]) -> None:
         """Saves the state with the metrics of its evaluation, which are empty if it is still to be evaluated."""
         assert self.state is not None
+        self.watch.pause()
         sums = self.meter.sums()
         if not _all_finite(self.state.params):
             raise NonFiniteError(f"a weight is infinite or NaN after step {self.step:,}")
@@ -247,6 +263,7 @@ class Trainer:
             sums=sums,
         )
         self.checkpoints.save(self.state, metadata, top1=metrics.get("val_top1", -1.0))
+        self.watch.progress()
 
     def _train_batches(self) -> Generator[Batch]:
         batches = train_batches(
@@ -274,6 +291,7 @@ class Trainer:
             skip_nonfinite=config.on_nonfinite == "skip",
         )
         spec = batch_spec(config.batch_size, config.train_image_size, sharding=NamedSharding(self.mesh, SHARDED))
+        self.watch.pause()
         start = time.perf_counter()
         compiled = train_step.lower(self.state, spec).compile()
         self.reporter.line(f"compiled the training step in {time.perf_counter() - start:.1f} s")
@@ -291,6 +309,6 @@ def _require_writable(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
