@@ -109,7 +109,7 @@ def _beat(descriptor: int, ended: threading.Event) -> None:
 
 def _sign(descriptor: int) -> None:
     """Writes who holds the lock. A full disk takes the name, not the lock."""
-    holder = dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime("%Y-%m-%d %H:%M:%S"))
+    holder = dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
     with contextlib.suppress(OSError):
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
@@ -119,8 +119,8 @@ def _sign(descriptor: int) -> None:
 def _holder(descriptor: int) -> str:
     try:
         holder = json.loads(os.pread(descriptor, 1000, 0))
-        return f"process {holder['pid']:d} on {holder['host']:.100} (since {holder['since']:.19})"
-    except (OSError, ValueError, TypeError, KeyError):
+        return f"process {holder['pid']:d} on {holder['host']:.100} (since {holder['since']:.40})"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return "another process"
 
 

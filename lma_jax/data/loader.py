@@ -184,14 +184,19 @@ def to_device(batches: Any, sharding: jax.sharding.Sharding) -> Generator[Batch]
     Args:
         batches: an iterator of batches of NumPy arrays, with `close`.
         sharding: sharding of the leading axis over the devices of all processes.
+
+    Raises:
+        LostWorker: a process that reads was killed.
     """
 
     def put(batch: Batch) -> Batch:
         return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), batch)
 
     current = None
+    workers: set[Any] = set()
     with contextlib.closing(batches), _worker_loss():
         for batch in batches:
+            _require_alive(workers)
             ahead = put(batch)
             if current is not None:
                 yield current
@@ -202,17 +207,38 @@ def to_device(batches: Any, sharding: jax.sharding.Sharding) -> Generator[Batch]
 
 @contextlib.contextmanager
 def _worker_loss() -> Iterator[None]:
-    """Explains Grain's error about a worker that is gone, and ends the others, which might wait for it."""
+    """Ends the other workers when one is gone: Grain would wait for them."""
     try:
         yield
+    except LostWorker:
+        _kill_workers()
+        raise
     except RuntimeError as error:
         lost = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
         if lost is None:
             raise
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        number = int(lost[1])
-        cause = f"by {signal.Signals(-number).name}" if number < 0 else f"with exit code {number}"
-        raise LostWorker(
-            f"the end of a data worker ({cause}; if memory was short, lower config.data_workers or config.data_threads)"
-        ) from None
+        _kill_workers()
+        raise _loss(int(lost[1])) from None
+
+
+def _require_alive(workers: set[Any]) -> None:
+    """Raises LostWorker if a worker was killed since an earlier call, which noted it in `workers`.
+
+    Grain sees it only where it waits for a batch of that worker.
+    """
+    workers.update(multiprocessing.active_children())
+    for worker in workers:
+        if (worker.exitcode or 0) < 0:
+            raise _loss(worker.exitcode)
+
+
+def _loss(exit_code: int) -> LostWorker:
+    cause = f"by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"with exit code {exit_code}"
+    return LostWorker(
+        f"the end of a data worker ({cause}; if memory was short, lower config.data_workers or config.data_threads)"
+    )
+
+
+def _kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
