@@ -25,7 +25,7 @@ class InterruptedRun(Exception):  # noqa: N818 (not an error: the user asked for
     """The run was stopped by a signal and saved. Commands print it on stderr and exit with code 75."""
 
 
-class LostWorker(InterruptedRun):  # noqa: N818
+class LostWorker(InterruptedRun):
     """A process that reads the data is gone, and the run cannot go on in this process."""
 
 

@@ -47,7 +47,7 @@ def unimportant() -> Iterator[None]:
 
 def never_required() -> None:
     """The same for the life of the process."""
-    sys.stdout, sys.stderr = _Stream(sys.stdout, _ignore), _Stream(sys.stderr, _ignore)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Stream(sys.stdout, _ignore), _Stream(sys.stderr, _ignore)
 
 
 @contextlib.contextmanager
@@ -97,8 +97,8 @@ def drop_unwritten() -> None:
 @contextlib.contextmanager
 def _streams(failed: Callable[[Exception], object]) -> Iterator[None]:
     with (
-        contextlib.redirect_stdout(_Stream(sys.stdout, failed)),  # type: ignore[type-var]
-        contextlib.redirect_stderr(_Stream(sys.stderr, _ignore)),  # type: ignore[type-var]
+        contextlib.redirect_stdout(_Stream(sys.stdout, failed)),
+        contextlib.redirect_stderr(_Stream(sys.stderr, _ignore)),
     ):
         yield
 

@@ -236,9 +236,7 @@ class Trainer:
         batches = eval_batches(self.val_source, preprocessing=self.preprocessing, **options)
         on_mesh = to_device(batches, NamedSharding(self.mesh, SHARDED))
         self.watch.progress()
-        scores = evaluate(
-            self.watch.uncounted_once(eval_step), *self.state.evaluated, on_mesh, check=self._check
-        )
+        scores = evaluate(self.watch.uncounted_once(eval_step), *self.state.evaluated, on_mesh, check=self._check)
         row = self.reporter.evaluation(self.step, train_means, scores)
         self.meter = Meter()
         self._save(row)

@@ -66,6 +66,7 @@ class StepWatch:
         self._folder = folder
         self._minutes = minutes
         self._idle: float | None = None
+        self._lock = threading.Lock()
         self._ended = threading.Event()
 
     def __enter__(self) -> "StepWatch":
@@ -78,11 +79,13 @@ class StepWatch:
 
     def progress(self) -> None:
         """Starts the clock anew."""
-        self._idle = 0.0
+        with self._lock:
+            self._idle = 0.0
 
     def pause(self) -> None:
         """Stops the clock until the next `progress`, for what may take any time: compilation, saving."""
-        self._idle = None
+        with self._lock:
+            self._idle = None
 
     def uncounted_once(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, whose first call, which compiles it, stops the clock."""
@@ -102,11 +105,13 @@ class StepWatch:
 
     def _run(self) -> None:
         # Ticks are counted, not the clock: while a process is suspended, time is no sign of a hang.
-        while not self._ended.wait(min(self.TICK, self._limit / 4)):
-            if self._idle is not None:
-                self._idle += min(self.TICK, self._limit / 4)
-                if self._idle >= self._limit:
-                    self._end()
+        tick = min(self.TICK, self._limit / 4)
+        while not self._ended.wait(tick):
+            with self._lock:
+                self._idle = None if self._idle is None else self._idle + tick
+                expired = self._idle is not None and self._idle >= self._limit
+            if expired:
+                self._end()
 
     def _end(self) -> None:
         path = self._folder / f"stacks-{rank()}.txt"

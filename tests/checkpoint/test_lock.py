@@ -32,7 +32,9 @@ def test_another_process_is_refused_until_the_holder_ends_or_is_killed(tmp_path)
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         for _ in range(2):  # a refusal does not weaken the lock
-            with pytest.raises(UserError, match=rf"run is in use by process {holder.pid} on {os.uname().nodename} \(si"):
+            with pytest.raises(
+                UserError, match=rf"run is in use by process {holder.pid} on {os.uname().nodename} \(si"
+            ):
                 sole_writer(workdir).__enter__()
         holder.kill()
     assert json.loads((workdir / lock.NAME).read_text())["pid"] == holder.pid

@@ -3,7 +3,9 @@
 import contextlib
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import jax
@@ -15,6 +17,10 @@ from lma_jax.data.loader import to_device
 from lma_jax.errors import InterruptedRun, LostWorker
 from lma_jax.training import distributed, watch
 from lma_jax.training.watch import PeerWatch, StepWatch
+from tests.helpers.commands import python
+
+# A thread that would end the process ends by SystemExit.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 @pytest.fixture
@@ -81,13 +87,24 @@ class Store:
 
 
 @pytest.fixture
-def store(monkeypatch) -> Store:
+def store(monkeypatch) -> Iterator[Store]:
     """That of a job of three processes, of which this is process 1; process 0 lives."""
     job = SimpleNamespace(client=Store(), process_id=1, num_processes=3)
     monkeypatch.setattr(watch.distributed, "global_state", job)
     monkeypatch.setattr(watch, "BEAT", 0.02)
     monkeypatch.setattr(watch, "LOST_AFTER", 0.2)
-    return job.client
+    ended = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        if ended.wait(seconds):
+            raise SystemExit  # of a thread that would run for the life of the process
+
+    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=sleep))
+    yield job.client
+    ended.set()
+    for thread in threading.enumerate():
+        if thread.name == "peer watch":
+            thread.join()
 
 
 def test_a_silent_process_is_named_and_ends_the_others(store, ends):
@@ -189,8 +206,6 @@ def test_another_error_of_the_reader_stays_what_it_is():
 @pytest.mark.process
 def test_cpp_that_cannot_call_back_ends_with_one_line():
     """What XLA does when its service is gone, without a job: a std::bad_cast that nobody catches."""
-    from tests.helpers.commands import python
-
     script = """
 import ctypes
 from lma_jax.training import watch
