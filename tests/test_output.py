@@ -85,5 +85,5 @@ def test_a_closed_stream_becomes_null_and_any_name_can_be_printed(monkeypatch):
     print("é \udcff")
     print("nobody hears", file=sys.stderr)
     stream.flush()
-    assert stream.buffer.getvalue() == rb"\xe9 \udcff" + b"\n"  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue() == rb"\xe9 \udcff" + b"\n"
     sys.stderr.close()

@@ -6,13 +6,12 @@ import fcntl
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lma_jax.errors import UserError
+from lma_jax.errors import UserError, warn
 
 NAME = ".lock"
 # On a file system without locks, the holder touches the file every so many seconds.
@@ -87,11 +86,9 @@ def _try(descriptor: int, path: Path) -> bool:
 
 def _require_silence(descriptor: int, path: Path) -> None:
     """Refuses a file that its holder still touches."""
-    print(
-        f"warning: the file system of {path.parent} has no locks ({NAME}): two runs there are told apart by the time "
-        "of that file alone",
-        file=sys.stderr,
-        flush=True,
+    warn(
+        f"the file system of {path.parent} has no locks ({NAME}): two runs there are told apart by the time of that "
+        "file alone"
     )
     if not os.pread(descriptor, 1, 0):
         return  # new, or its holder ended in order

@@ -194,12 +194,15 @@ def test_a_killed_worker_is_noticed_at_once_and_the_others_end(monkeypatch, wait
 
 
 def test_another_error_of_the_reader_stays_what_it_is():
-    def fail():
-        raise RuntimeError("a bug")
-        yield
+    class Buggy(Batches):
+        def __next__(self):
+            raise RuntimeError("a bug")
+
+        def close(self) -> None:
+            pass
 
     with pytest.raises(RuntimeError, match="a bug"):
-        next(to_device(fail(), None))  # type: ignore[arg-type]
+        next(to_device(Buggy([], waited=False), jax.sharding.SingleDeviceSharding(jax.devices()[0])))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="libstdc++")
