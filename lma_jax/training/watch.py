@@ -150,6 +150,7 @@ class PeerWatch:
 
     def lose(self, reason: str) -> NoReturn:
         """Ends this process, which lost a connection to another one; names those that are gone."""
+        time.sleep(2 * BEAT)  # the last one of a process that is gone may still be on its way
         before = list(self._beats)
         time.sleep(3 * BEAT)
         gone = [number for number, beat in enumerate(before) if beat == self._beats[number]]

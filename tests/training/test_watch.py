@@ -120,6 +120,27 @@ def test_a_silent_process_is_named_and_ends_the_others(store, ends):
     assert "process 1 of 3 ends because process 2 (pid 7 on node2) gave no sign of life" in message
 
 
+def test_a_lost_connection_names_the_process_whose_last_sign_came_after_it(store, ends):
+    peers = PeerWatch()
+    store.key_value_set("lma/beat/2", "9 pid 7 on node2")
+    beating = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not beating.wait(0.005):
+            count += 1
+            store.key_value_set("lma/beat/0", f"{count} pid 5 on node0")
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    with pytest.raises(SystemExit):
+        peers.lose("connection reset")
+    beating.set()
+    thread.join()
+    assert ends[0][1] == 75
+    assert "because process 2 (pid 7 on node2) is gone (connection reset); the same command" in ends[0][0]
+
+
 def test_the_silence_of_all_is_that_of_process_0(store, ends, monkeypatch):
     store.key_value_set("lma/beat/0", "1 pid 5 on node0")
     PeerWatch()
