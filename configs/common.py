@@ -78,6 +78,7 @@ def get_config() -> ConfigDict:
     config.save_every = 10.0
     config.save_every_steps = 0
     config.save_wait = 10.0
+    config.step_timeout = 30.0
     config.keep_checkpoints = 2
     config.wandb_project = ""
     return config

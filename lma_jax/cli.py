@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
 
+from lma_jax import output
 from lma_jax.errors import DISTRIBUTIONS, InterruptedRun, UserError, nearest, one_line
 from lma_jax.signals import INTERRUPTED
 
@@ -24,11 +25,17 @@ flags.disclaim_key_flags()
 KILLED_BY_SIGINT = 130
 
 
-def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
+def run(main: Callable[[], None], define_flags: Callable[[], None], *, prints_progress: bool = False) -> None:
     """Defines and parses the flags, and calls `main`.
 
     A UserError, a bad flag, a file that cannot be used or a missing package ends the program with one line on stderr
     and exit code 2, an InterruptedRun with 75, and Ctrl-C with 130.
+
+    Args:
+        main: the command.
+        define_flags: defines its flags.
+        prints_progress: what it prints is progress, not a result. If it cannot be written, a command that prints a
+            result ends, silently and with exit code 141 if the reader of a pipe is gone.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -36,6 +43,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}: options are given as --name=value (see --help)")
             main()
+            sys.stdout.flush()
         except UserError as error:
             _fail(error)
         except ModuleNotFoundError as error:
@@ -50,14 +58,19 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
             print(one_line(interruption), file=sys.stderr)
             sys.exit(INTERRUPTED)
 
+    output.open_streams()
     try:
-        define_flags()
-        app.run(guarded, flags_parser=_parse_flags)
-    except flags.Error as error:  # a --flagfile that cannot be opened
-        _fail(error)
-    except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
-        sys.exit(KILLED_BY_SIGINT)
+        with output.unimportant() if prints_progress else output.required():
+            try:
+                define_flags()
+                app.run(guarded, flags_parser=_parse_flags)
+            except flags.Error as error:  # a --flagfile that cannot be opened
+                _fail(error)
+            except KeyboardInterrupt:
+                print("stopped by SIGINT", file=sys.stderr)
+                sys.exit(KILLED_BY_SIGINT)
+    finally:
+        output.drop_unwritten()
 
 
 def define_checkpoint() -> None:

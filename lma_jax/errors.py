@@ -27,6 +27,10 @@ class InterruptedRun(Exception):  # noqa: N818 (not an error: the user asked for
     """The run was stopped by a signal and saved. Commands print it on stderr and exit with code 75."""
 
 
+class LostWorker(InterruptedRun):
+    """A process that reads the data is gone, and the run cannot go on in this process."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """The member of `allowed` that is spelled most like `word`."""
     return difflib.get_close_matches(word[:100], list(allowed), n=1, cutoff=0)[0]  # the time grows with the length

@@ -71,6 +71,10 @@ def main() -> None:
     defaults = gpu_flags(deterministic=options.deterministic, kept=bool(options.compilation_cache))
     os.environ["XLA_FLAGS"] = f"{defaults} {os.environ.get('XLA_FLAGS', '')}".strip()  # read when JAX starts
 
+    if options.distributed or options.coordinator:
+        # XLA's pages of text on a lost process; what matters comes as an exception.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
     # Tracing allocates millions of long-lived objects; collecting them at the default threshold takes a tenth of the
     # start-up.
     gc.set_threshold(200_000)
@@ -112,4 +116,4 @@ if __name__ == "__main__":
     exit_on_signals()  # before anything is imported that takes a while
     from lma_jax import cli
 
-    cli.run(main, define_flags)
+    cli.run(main, define_flags, prints_progress=True)

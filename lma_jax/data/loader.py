@@ -7,7 +7,11 @@ images that are decoded at a time take up to 1.3 GB in a process, however many t
 """
 
 import contextlib
+import multiprocessing
 import os
+import re
+import signal
+import sys
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -24,11 +28,13 @@ from lma_jax.data.batch import Batch, blank_example
 from lma_jax.data.sources import Source
 from lma_jax.data.transforms import Augmentation, train_image
 from lma_jax.data.worker import end_with_parent
-from lma_jax.errors import UserError, warn
+from lma_jax.errors import LostWorker, UserError, warn
 from lma_jax.images import BadImageError, eval_image
 from lma_jax.preprocessing import Preprocessing
 
 PREFETCH = 2
+# Python frees the batches that nobody fetched from the workers, and would say so.
+SHARED_MEMORY_FREED = "ignore:resource_tracker:UserWarning"
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,8 @@ def _read(dataset: Any, batch_size: int, start_step: int, reading: Reading) -> I
             flags.FLAGS.mark_as_parsed()  # Grain requires it even of programs without absl flags
         processes = grain.multiprocessing.MultiprocessingOptions(num_workers=reading.workers)
         batches = batches.mp_prefetch(processes, worker_init_fn=partial(end_with_parent, os.getpid()))
+        if SHARED_MEMORY_FREED not in sys.warnoptions:
+            sys.warnoptions.append(SHARED_MEMORY_FREED)  # workers and their tracker inherit it
     return iter(batches)
 
 
@@ -176,17 +184,61 @@ def to_device(batches: Any, sharding: jax.sharding.Sharding) -> Generator[Batch]
     Args:
         batches: an iterator of batches of NumPy arrays, with `close`.
         sharding: sharding of the leading axis over the devices of all processes.
+
+    Raises:
+        LostWorker: a process that reads was killed.
     """
 
     def put(batch: Batch) -> Batch:
         return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), batch)
 
     current = None
-    with contextlib.closing(batches):
+    workers: set[Any] = set()
+    with contextlib.closing(batches), _worker_loss():
         for batch in batches:
+            _require_alive(workers)
             ahead = put(batch)
             if current is not None:
                 yield current
             current = ahead
     if current is not None:
         yield current
+
+
+@contextlib.contextmanager
+def _worker_loss() -> Iterator[None]:
+    """Ends the other workers when one is gone: Grain would wait for them."""
+    try:
+        yield
+    except LostWorker:
+        _kill_workers()
+        raise
+    except RuntimeError as error:
+        lost = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+        if lost is None:
+            raise
+        _kill_workers()
+        raise _loss(int(lost[1])) from None
+
+
+def _require_alive(workers: set[Any]) -> None:
+    """Raises LostWorker if a worker was killed since an earlier call, which noted it in `workers`.
+
+    Grain sees it only where it waits for a batch of that worker.
+    """
+    workers.update(multiprocessing.active_children())
+    for worker in workers:
+        if (worker.exitcode or 0) < 0:
+            raise _loss(worker.exitcode)
+
+
+def _loss(exit_code: int) -> LostWorker:
+    cause = f"by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"with exit code {exit_code}"
+    return LostWorker(
+        f"the end of a data worker ({cause}; if memory was short, lower config.data_workers or config.data_threads)"
+    )
+
+
+def _kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()

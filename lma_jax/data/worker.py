@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 
+from lma_jax import output
 from lma_jax.signals import STOPPING
 
 
@@ -12,8 +13,10 @@ def end_with_parent(parent: int, worker: int = 0, workers: int = 1) -> None:
     """Ends this process when process `parent` ends, and makes it ignore the signals that stop a run.
 
     Grain leaves its workers running when their parent is killed. Ctrl-C, a cluster's SIGTERM and the SIGHUP of a closed
-    terminal reach the workers too and would stop the data of a parent that is about to save.
+    terminal reach the workers too and would stop the data of a parent that is about to save. A warning that a worker
+    cannot print ends it as little.
     """
+    output.never_required()
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 

@@ -177,6 +177,9 @@ KEYS = {
     "save_every": Key(NOT_NEGATIVE, "minutes between saves from one evaluation to the next; 0 is off", True),
     "save_every_steps": Key(whole_number(0), "the same in steps", True),
     "save_wait": Key(NOT_NEGATIVE, "minutes to try again at the end if the last state cannot be saved", True),
+    "step_timeout": Key(
+        NOT_NEGATIVE, "minutes without a step after which the run ends with exit code 75; 0 waits for ever", True
+    ),
     "keep_checkpoints": Key(whole_number(1), "newest checkpoints to keep; the best by top-1 is kept as well", True),
     "wandb_project": Key(TEXT, "project of Weights & Biases that receives the metrics, or empty", True),
 }

@@ -1,30 +1,32 @@
 """Jobs of several processes: joining them, ending all of them on a failure, and stopping all of them on a signal."""
 
-import os
 import re
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lma_jax.errors import InterruptedRun, UserError
+from lma_jax.checkpoint.lock import sole_writer
+from lma_jax.errors import InterruptedRun, LostWorker, UserError
 from lma_jax.sharding import steps_ahead
 from lma_jax.signals import heeded
+from lma_jax.training.watch import RESTART, XLA_HEARTBEAT_TIMEOUT, PeerWatch, processes, xla_defers_to
 
-# Seconds without a heartbeat after which a process counts as dead, and the others end.
-HEARTBEAT_TIMEOUT = 30
 # Seconds within which a second signal is the first one, sent twice: by a scheduler, or to a group and its leader.
 MOMENT = 1.0
 # How the libraries of collectives report that a peer is gone.
 LOST_PEER = "gloo|nccl|connection reset|socket closed|unavailable|heartbeat|coordination service"
+
+_peers: PeerWatch  # of the job that `join` joined
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -39,43 +41,68 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     Raises:
         UserError: no cluster was recognised, or the others did not join within 5 minutes.
     """
+    global _peers
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
+        with xla_defers_to(lambda: _peers.lose("the job's coordination service ended")):
+            jax.distributed.initialize(
+                coordinator, num_processes, process_id, heartbeat_timeout_seconds=XLA_HEARTBEAT_TIMEOUT
+            )
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"cannot join the other processes ({str(error).splitlines()[0]}): outside Slurm, Open MPI and Kubernetes, "
             "give every process --coordinator=<host>:<port>, --num_processes and --process_id"
         ) from error
+    _peers = PeerWatch()
 
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Exits at once if this process of a job fails; a normal exit would block on the other processes."""
+    """Exits at once if this process of a job fails, and so do the others; a normal exit would block on them."""
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1 or isinstance(error, InterruptedRun):
+        stops_alone = isinstance(error, LostWorker) or not isinstance(error, InterruptedRun)
+        if processes() == 1 or not stops_alone:
             raise
-        sys.stdout.flush()
-        code = _explain(error)
-        sys.stderr.flush()
-        os._exit(code)
+        reason = " ".join(str(error).split())
+        if isinstance(error, UserError):
+            _peers.fail(reason, 2)
+        if isinstance(error, LostWorker):
+            _peers.fail(reason, RESTART)
+        if isinstance(error, RuntimeError | ValueError) and re.search(LOST_PEER, reason, re.IGNORECASE):
+            _peers.lose(reason[:200])
+        traceback.print_exc()
+        _peers.fail(f"{type(error).__name__}: {reason}", 1)
 
 
-def _explain(error: Exception) -> int:
-    process = f"process {jax.process_index()} of {jax.process_count()}"
-    reason = " ".join(str(error).split())
-    if isinstance(error, UserError):
-        print(f"error: {reason} ({process})", file=sys.stderr)
-        return 2
-    if isinstance(error, RuntimeError | ValueError) and re.search(LOST_PEER, reason, re.IGNORECASE):
-        print(
-            f"error: {process} ends because it lost another one ({reason[:200]}); the same command resumes the run",
-            file=sys.stderr,
-        )
-        return 1
-    traceback.print_exc()
-    return 1
+@contextmanager
+def sole_writer_of_job(workdir: Path) -> Iterator[None]:
+    """Process 0 holds the workdir for all processes of the job.
+
+    Raises:
+        UserError: another job holds it, or it cannot be written; the same in all processes.
+    """
+    with ExitStack() as stack:
+        refusal = ""
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(sole_writer(workdir))
+            except UserError as error:
+                refusal = str(error)
+        if refusal := _of_first_process(refusal):
+            raise UserError(refusal)
+        yield
+
+
+def _of_first_process(text: str) -> str:
+    """The text of process 0, in all processes; the end of a very long one is lost."""
+    if jax.process_count() == 1:
+        return text
+    encoded = np.zeros(2000, np.uint8)
+    given = text.encode(errors="replace")[: encoded.size]
+    encoded[: len(given)] = list(given)
+    received = np.asarray(multihost_utils.broadcast_one_to_all(encoded), np.uint8)
+    return bytes(received).rstrip(b"\0").decode(errors="replace")
 
 
 # What a process asks the others for; the highest request of all is what all of them do.

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Iterable
 
-import jax
-
 from lma_jax.data.batch import Batch
 from lma_jax.definition import Tree
 from lma_jax.errors import UserError
 from lma_jax.training.meter import Meter
+from lma_jax.training.step import Metrics
 
 
 def evaluate(
-    eval_step: jax.stages.Wrapped,
+    eval_step: Callable[..., Metrics],
     params: Tree,
     batch_stats: Tree,
     batches: Iterable[Batch],

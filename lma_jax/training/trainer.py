@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from lma_jax import output
 from lma_jax.checkpoint.format import Checkpoint, Metadata
 from lma_jax.checkpoint.manager import NOT_EVALUATED, Checkpoints
 from lma_jax.checkpoint.restore import fill
@@ -21,12 +22,12 @@ from lma_jax.data.loader import Timed, eval_batches, reading_from, to_device, tr
 from lma_jax.data.sources import open_source
 from lma_jax.data.transforms import augmentation_from
 from lma_jax.definition import Definition
-from lma_jax.errors import InterruptedRun, UserError
+from lma_jax.errors import InterruptedRun, LostWorker, UserError
 from lma_jax.flops import count_macs
 from lma_jax.preprocessing import preprocessing_from
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
 from lma_jax.training.config import differences, validate
-from lma_jax.training.distributed import StopSignal
+from lma_jax.training.distributed import StopSignal, sole_writer_of_job
 from lma_jax.training.evaluation import evaluate
 from lma_jax.training.initial import load_initial
 from lma_jax.training.meter import Meter, NonFiniteError
@@ -36,6 +37,7 @@ from lma_jax.training.reporting.reporter import Reporter
 from lma_jax.training.schedule import EpochClock, SaveClock, eval_steps, learning_rate_schedule
 from lma_jax.training.state import TrainState, build_model, create_state, optimizer_from
 from lma_jax.training.step import make_eval_step, make_train_step
+from lma_jax.training.watch import StepWatch
 
 
 class Trainer:
@@ -93,6 +95,8 @@ class Trainer:
             InterruptedRun: SIGTERM, SIGINT or SIGHUP stopped the run, and its state is saved.
         """
         with ExitStack() as stack:
+            stack.enter_context(output.unimportant())
+            stack.enter_context(sole_writer_of_job(self.workdir))
             self.stop = stack.enter_context(StopSignal(self.mesh))
             definition, fresh = self._fresh_state()
             self.checkpoints = stack.enter_context(Checkpoints(self.workdir, keep=self.config.keep_checkpoints))
@@ -113,6 +117,7 @@ class Trainer:
             )
             self.reporter.line(partial(self._description, definition))
             self.reporter.line(origin)
+            self.watch = stack.enter_context(StepWatch(self.config.step_timeout, self.workdir))
             with self._explained():
                 self._train_to_the_end(definition)
 
@@ -179,12 +184,15 @@ class Trainer:
             try:
                 yield
             except InterruptedRun as interruption:
-                if self.step != self._saved_step:
-                    self._save({})
-                self._finish_saves()
+                # Alone, a process of a job cannot save: the others wait for its next step.
+                if jax.process_count() == 1 or not isinstance(interruption, LostWorker):
+                    if self.step != self._saved_step:
+                        self._save({})
+                    self._finish_saves()
                 where = f"after step {self.step:,}" if self.step else "before the first step"
                 onwards = f"goes on from the newest checkpoint in {self.workdir}" if self.step else "starts again"
-                raise InterruptedRun(f"stopped by {interruption} {where}; the same command {onwards}") from None
+                message = f"stopped by {interruption} {where}; the same command {onwards}"
+                raise type(interruption)(message) from None
         except NonFiniteError as error:
             self.checkpoints.wait()
             newest = self.checkpoints.newest
@@ -216,6 +224,7 @@ class Trainer:
         )
 
     def _train(self, train_step: Callable[..., Any], eval_step: Any, batches: Timed, profiler: Profiler) -> None:
+        self.watch.progress()
         while self.step < self.eval_steps[-1]:
             batch = next(batches)
             profiler.before(self.step + 1)
@@ -227,6 +236,7 @@ class Trainer:
             self.reporter.step(self.step, self.meter, waited=batches.seconds)
             if traced := profiler.after(self.step, metrics):
                 self.reporter.line(traced)
+            self.watch.progress()
             self.checkpoints.poll()
             save = self.stop.check(save=self._asks_for_save())
             if self.step in self.eval_steps:
@@ -236,6 +246,7 @@ class Trainer:
 
     def _asks_for_save(self) -> bool:
         """Whether a save is due by the clock of the first process, which writes, and can start without a wait."""
+        self.watch.pause()
         if jax.process_index() > 0 or not self.save_clock.due or self.checkpoints.busy:
             return False
         self.save_clock.restart()  # so that it asks once, even if the answer comes a step later
@@ -248,14 +259,20 @@ class Trainer:
         options: dict[str, Any] = dict(batch_size=self.config.eval_batch_size, reading=self.reading)
         batches = eval_batches(self.val_source, preprocessing=self.preprocessing, **options)
         on_mesh = to_device(batches, NamedSharding(self.mesh, SHARDED))
-        scores = evaluate(eval_step, *self.state.evaluated, on_mesh, check=self.stop.check)
+        self.watch.progress()
+        scores = evaluate(self.watch.uncounted_once(eval_step), *self.state.evaluated, on_mesh, check=self._check)
         row = self.reporter.evaluation(self.step, train_means, scores)
         self.meter = Meter()
         self._save(row)
 
+    def _check(self) -> None:
+        self.watch.progress()
+        self.stop.check()
+
     def _save(self, metrics: dict[str, Any]) -> None:
         """Saves the state with the metrics of its evaluation, which are empty if it is still to be evaluated."""
         assert self.state is not None
+        self.watch.pause()
         sums = self.meter.sums()
         if not _all_finite(self.state.params):
             raise NonFiniteError(f"a weight is infinite or NaN after step {self.step:,}")
@@ -270,6 +287,7 @@ class Trainer:
         self.checkpoints.save(self.state, metadata, top1=metrics.get("val_top1", NOT_EVALUATED))
         self._saved_step = self.step
         self.save_clock.restart()
+        self.watch.progress()
 
     def _train_batches(self) -> Generator[Batch]:
         batches = train_batches(
@@ -297,6 +315,7 @@ class Trainer:
             skip_nonfinite=config.on_nonfinite == "skip",
         )
         spec = batch_spec(config.batch_size, config.train_image_size, sharding=NamedSharding(self.mesh, SHARDED))
+        self.watch.pause()
         start = time.perf_counter()
         compiled = train_step.lower(self.state, spec).compile()
         self.reporter.line(f"compiled the training step in {time.perf_counter() - start:.1f} s")
@@ -314,6 +333,6 @@ def _require_writable(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to the workdir {workdir}: {error.strerror}") from error

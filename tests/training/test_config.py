@@ -54,6 +54,7 @@ def test_what_differs_is_named_unless_it_does_not_affect_the_result():
     assert differences(config, {**saved, "seed": 7}) == ["seed=0 (checkpoint: 7)"]
     assert {name for name, key in KEYS.items() if key.resumable} == {
         *("data_dir", "data_threads", "data_workers", "eval_batch_size", "log_every", "keep_checkpoints"),
+        "step_timeout",
         *("init_from", "warm_start", "wandb_project", "on_bad_image", "on_nonfinite"),
         *("save_every", "save_every_steps", "save_wait"),
     }

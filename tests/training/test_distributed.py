@@ -28,9 +28,9 @@ def test_two_processes_train_as_one_through_a_kill_a_signal_and_a_change_of_shap
     first.wait_for_line("step 9/")
     second.send_signal(signal.SIGKILL)
     code, _, errors = first.finish(timeout=60)
-    assert code == 1
-    assert "error: process 0 of 2 ends because it lost another one" in errors, errors
-    assert "the same command resumes the run" in errors
+    assert code == 75
+    assert "error: process 0 of 2 ends because process 1 (pid " in errors, errors
+    assert "the same command goes on from the newest checkpoint" in errors
     second.finish()
 
     first, second = start_pair(workdir)
