@@ -1,5 +1,6 @@
 """What the commands share: absl flags, and one line on stderr with exit code 2 for a user's mistake."""
 
+import io
 import re
 import runpy
 import sys
@@ -39,6 +40,8 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
             print(interruption, file=sys.stderr)
             sys.exit(INTERRUPTED)
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the encoding of a terminal need not hold every name
     define_flags()
     app.run(guarded, flags_parser=_parse_flags)
 

@@ -1,7 +1,9 @@
 """Writing checkpoints: atomically, in the background, the newest ones and the best."""
 
+import os
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from lma_jax import files
 from lma_jax.checkpoint.format import (
     Checkpoint,
     DamagedError,
     Metadata,
+    is_whole,
     newest_good,
     read,
     record_of,
@@ -46,9 +50,12 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policy, multiprocessing_options=alone, create=False
         )
+        self._saving: int | None = None
         if self._writes:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._clean_up()
+            self._names = ExitStack()
+            self._plain_folder = self._names.enter_context(files.plain_name(self._folder))
             self._open()
 
     def __enter__(self) -> "Checkpoints":
@@ -58,6 +65,7 @@ class Checkpoints:
         self.wait()
         if self._writes:
             self._manager.close()
+            self._names.close()
 
     @property
     def newest(self) -> int | None:
@@ -113,6 +121,7 @@ class Checkpoints:
             self._make_way(int(arrays["step"]))
             items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
             self._manager.save(int(arrays["step"]), args=items, metrics={"top1": top1})
+            self._saving = int(arrays["step"])
         except Exception as error:  # Orbax wraps the file system's errors in many kinds
             self._report(error)
 
@@ -121,18 +130,26 @@ class Checkpoints:
         if self._writes:
             try:
                 self._manager.wait_until_finished()
+                self._require_whole()
                 self._clean_up()
             except Exception as error:
                 self._report(error)
 
     def _open(self) -> None:
-        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+        self._manager = ocp.CheckpointManager(self._plain_folder, options=self._options)
 
     def _require_space(self, size: int) -> None:
         """Raises an OSError if the disk lacks room, which Orbax would report in a thousand lines."""
         free = shutil.disk_usage(self._folder).free
         if free < 1.1 * size:
             raise OSError(f"{free / 1e6:,.0f} MB are free on the disk, {1.1 * size / 1e6:,.0f} MB are needed")
+
+    def _require_whole(self) -> None:
+        """Raises an OSError if the save that has ended left out files, as Orbax does without an error."""
+        step, self._saving = self._saving, None
+        if step is not None and not is_whole(self._folder, step):
+            self.set_aside_after(step - 1)
+            raise OSError(f"checkpoint {step} lacks files")
 
     def _make_way(self, step: int) -> None:
         """Moves aside the checkpoint that a signal saved at this step. `_clean_up` deletes it later."""
@@ -169,7 +186,7 @@ def save_weights(workdir: Path, model: nnx.Module, metadata: Metadata) -> None:
     Raises:
         UserError: the workdir exists already or cannot be written.
     """
-    if workdir.exists():
+    if os.path.exists(workdir):
         raise UserError(f"{workdir} exists already: give a new folder")
     _, params, batch_stats = split(model)
     try:
