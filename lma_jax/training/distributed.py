@@ -12,6 +12,7 @@ from types import FrameType
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lma_jax.errors import InterruptedRun, UserError
@@ -42,6 +43,15 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             f"cannot join the other processes ({str(error).splitlines()[0]}): outside Slurm, Open MPI and Kubernetes, "
             "give every process --coordinator=<host>:<port>, --num_processes and --process_id"
         ) from error
+
+
+def of_first_process(text: str) -> str:
+    """The text that the first process gives, in all processes, cut to 1,000 bytes. Every process must call it."""
+    if jax.process_count() == 1:
+        return text
+    encoded = text.encode(errors="backslashreplace")[:1000]
+    shared = multihost_utils.broadcast_one_to_all(np.frombuffer(encoded.ljust(1000, b"\0"), np.uint8))
+    return bytes(shared).rstrip(b"\0").decode(errors="ignore")
 
 
 @contextmanager
