@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lma_jax import cli
+from lma_jax import cli, files
 from lma_jax.errors import UserError
 
 
@@ -25,7 +25,7 @@ def main() -> None:
         raise UserError("recognising weights needs PyTorch: pip install torch") from error
 
     options = flags.FLAGS
-    print(import_weights(Path(options.weights), Path(options.output), model=options.model))
+    print(import_weights(Path(options.weights), files.path_of(options.output), model=options.model))
 
 
 if __name__ == "__main__":

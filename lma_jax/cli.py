@@ -1,5 +1,6 @@
 """What the commands share: absl flags, and one line on stderr with exit code 2 for a user's mistake."""
 
+import io
 import os
 import re
 import runpy
@@ -58,6 +59,8 @@ def run(main: Callable[[], None], define_flags: Callable[[], None], *, prints_pr
             print(one_line(interruption), file=sys.stderr)
             sys.exit(INTERRUPTED)
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the encoding of a terminal need not hold every name
     output.open_streams()
     try:
         with output.unimportant() if prints_progress else output.required():

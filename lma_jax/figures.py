@@ -4,6 +4,7 @@ A figure is a matplotlib Figure.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,8 @@ def save(figure: Any, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    with files.replacing(path) as temporary:
+    with files.replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in names that the font cannot write
         figure.savefig(temporary, dpi=150, metadata={"Creator": CREATOR})
 
 
@@ -136,7 +138,8 @@ def draw_gates(
     rows = -(-len(layers) // columns)
     side = 5.8  # inches
     figure = Figure(figsize=(side * columns, side * rows + 0.5))
-    figure.suptitle(f"LMA's gates, y = x · gate_h · gate_w: {name}, {title}", y=1 - 0.25 / figure.get_figheight())
+    heading = f"LMA's gates, y = x · gate_h · gate_w: {files.printable(name)}, {title}"
+    figure.suptitle(heading, y=1 - 0.25 / figure.get_figheight(), parse_math=False)
     for index, layer in enumerate(layers):
         gate_h, gate_w = (np.asarray(gate, np.float32)[0] for gate in gates[layer])
         corner = (side * (index % columns) + 0.55, side * (rows - 1 - index // columns) + 0.55)
@@ -166,7 +169,7 @@ def _draw_sheet(tiles: Sequence[Tile], title: str, *, strip: int, label: str = "
         axes.set_axis_off()
     for axes, tile in zip(grid.flat, tiles):
         axes.imshow(tile.image)
-        axes.set_title(tile.caption, fontsize=9)
+        axes.set_title(files.printable(tile.caption), fontsize=9, parse_math=False)
         if tile.overlay is not None:
             axes.imshow(tile.overlay, cmap="jet", alpha=0.5, vmin=0, vmax=1)
     if label:

@@ -1,10 +1,11 @@
-"""Writing files: a reader finds the old file or the new one, never a part of one."""
+"""Writing files, so that a reader finds the old file or the new one, never a part of one; and names of folders."""
 
 import contextlib
 import csv
 import errno
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from lma_jax.errors import UserError
+
+# What libraries do not take as a part of a name: patterns, escapes, schemes of URLs, and bytes that are not UTF-8.
+SPECIAL = re.compile(r"[][*?\\#%|:\x00-\x1f\x7f\ud800-\udfff]")
+
+# Bytes of the longest paths of files below a workdir, those of traces and of arrays that are being written.
+ROOM = 400
+
+
+def path_of(given: str | Path) -> Path:
+    """A path as a user gives it: a leading ~ stands for the home folder, as shells do not see it in --option=~/x."""
+    return Path(os.path.expanduser(given))
+
+
+def printable(name: str) -> str:
+    """A name whose bytes that are not UTF-8 are written as \\xff."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 @contextmanager
@@ -83,6 +100,44 @@ def require_writable(path: Path) -> None:
     with contextlib.suppress(_ProbedError), replacing(path) as temporary:
         temporary.touch()
         raise _ProbedError
+
+
+@contextmanager
+def plain_name(folder: Path) -> Iterator[Path]:
+    """Yields another path to a folder, for libraries that do not take every name literally.
+
+    It is `folder` itself unless its name has special characters, and valid within the block, also in other processes.
+
+    Raises:
+        UserError: the system offers no other name.
+        OSError: the folder does not exist.
+    """
+    folder = folder.absolute()
+    special = SPECIAL.search(str(folder))
+    if special is None:
+        yield folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        alias = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+        if not alias.exists():
+            raise UserError(f"{folder} contains {special[0]!r}, which not every library accepts: rename it")
+        yield alias
+    finally:
+        os.close(descriptor)
+
+
+def require_utf8(path: Path, purpose: str) -> None:
+    """Raises a UserError if a path is not UTF-8, which `purpose` needs."""
+    if re.search(r"[\ud800-\udfff]", str(path)):
+        raise UserError(f"the name of {path} is not UTF-8, which {purpose} needs: rename it")
+
+
+def require_short(workdir: Path) -> None:
+    """Raises a UserError if the system's limit leaves too little room for the paths of files below a workdir."""
+    length, limit = len(os.fsencode(workdir.absolute())), os.pathconf("/", "PC_PATH_MAX")
+    if length > limit - ROOM:
+        raise UserError(f"the path of the workdir has {length:,} bytes: give one of at most {limit - ROOM:,}")
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -8,8 +8,8 @@ or stopped by SIGTERM, SIGHUP or Ctrl-C (exit code 75). On several machines, sta
 import gc
 import os
 import re
-from pathlib import Path
 
+from lma_jax import files
 from lma_jax.errors import UserError
 from lma_jax.signals import exit_on_signals, ignore_signals
 
@@ -21,7 +21,7 @@ def define_flags() -> None:
 
     cli.define_config()
     flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<name of the config file>.")
-    flags.DEFINE_bool("change_config", False, "Resume even if the config differs from the checkpoint's.")
+    flags.DEFINE_bool("change_config", False, "Resume even if the config or the data differ from the checkpoint's.")
     flags.DEFINE_bool("profile", False, "Trace five steps into <workdir>/profile, for Perfetto or XProf.")
     flags.DEFINE_string(
         "compilation_cache",
@@ -84,7 +84,9 @@ def main() -> None:
     from lma_jax.training.distributed import ending_together, join
 
     if options.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path(options.compilation_cache).expanduser()))
+        cache = files.path_of(options.compilation_cache)
+        files.require_utf8(cache, "--compilation_cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if options.distributed or options.coordinator:
@@ -93,7 +95,7 @@ def main() -> None:
     with ending_together():
         from lma_jax.training.trainer import Trainer
 
-        workdir = Path(options.workdir or f"runs/{name}")
+        workdir = files.path_of(options.workdir or f"runs/{name}")
         try:
             Trainer(config, workdir, change_config=options.change_config, profile=options.profile).fit()
         finally:

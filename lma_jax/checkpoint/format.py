@@ -1,6 +1,7 @@
 """Reads checkpoints and checks their checksums."""
 
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
+from lma_jax import files
 from lma_jax.errors import UserError, warn
 from lma_jax.preprocessing import Preprocessing, preprocessing_from
 
@@ -35,6 +37,7 @@ class Metadata:
         metrics: row of metrics of its evaluation; empty if it has not been evaluated.
         sums: sums of the training metrics since the last evaluation.
         imported_from: file of weights that it was imported from, if any.
+        data: identity of the "train" and the "validation" data, see `Source`; empty where it is unknown.
     """
 
     model: str
@@ -44,6 +47,7 @@ class Metadata:
     metrics: Mapping[str, float] = field(default_factory=dict)
     sums: Mapping[str, float] = field(default_factory=dict)
     imported_from: str = ""
+    data: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -64,7 +68,10 @@ class Metadata:
         if len(names) != self.num_classes or tuple(known) != tuple(names):
             pairs = zip(known, names)
             first = next((f": {a!r} is called {b!r} there" for a, b in pairs if a != b), "")
-            raise UserError(f"the classes of {source} are not the {self.num_classes} classes of the checkpoint{first}")
+            order = ", the same names in another order" if sorted(known) == sorted(names) else ""
+            raise UserError(
+                f"the classes of {source} are not the {self.num_classes} classes of the checkpoint{first}{order}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The metadata as JSON can hold them."""
@@ -136,7 +143,7 @@ def load_checkpoint(workdir: str | Path, step: str = "newest") -> Checkpoint:
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
-    folder = Path(workdir).absolute() / "checkpoints"
+    folder = files.path_of(workdir).absolute() / "checkpoints"
     steps = saved_steps(folder)
     if not steps:
         raise UserError(f"{workdir} holds no checkpoint: give the --workdir of a training run")
@@ -168,7 +175,7 @@ def record_of(arrays: Arrays, metadata: Metadata) -> dict[str, Any]:
 
 def saved_steps(folder: Path) -> list[int]:
     """The steps that have a folder, newest first. Unfinished saves have other names."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
     return sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
 
@@ -238,11 +245,12 @@ def _read_record(folder: Path, step: int) -> tuple[dict[str, Any], Metadata]:
 
 def _read_arrays(folder: Path, paths: list[str]) -> Arrays:
     """Reads an OCDBT store with one zarr array for each path."""
-    store = {"driver": "ocdbt", "base": f"file://{folder}/"}
-    opening = {path: ts.open({"driver": "zarr", "kvstore": {**store, "path": f"{path}/"}}) for path in paths}
     try:
-        reading = {path: array.result().read() for path, array in opening.items()}
-        return {path: array.result() for path, array in reading.items()}
+        with files.plain_name(folder) as plain:
+            store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{plain}/"}}
+            opening = {path: ts.open({"driver": "zarr", "kvstore": {**store, "path": f"{path}/"}}) for path in paths}
+            reading = {path: array.result().read() for path, array in opening.items()}
+            return {path: array.result() for path, array in reading.items()}
     except (ValueError, OSError, NotImplementedError) as error:
         raise DamagedError("its arrays are unreadable") from error
 

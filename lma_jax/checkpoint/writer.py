@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tensorstore as ts
 
+from lma_jax import files
 from lma_jax.checkpoint.format import Arrays, Checkpoint, record_of
 
 UNFINISHED = ".tmp"
@@ -79,7 +80,8 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     unfinished, replaced = (folder / f"{checkpoint.step}{suffix}" for suffix in (UNFINISHED, REPLACED))
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    _write_arrays(unfinished / "state", checkpoint.arrays)
+    with files.plain_name(unfinished) as plain:
+        _write_arrays(plain / "state", checkpoint.arrays)
     (unfinished / "record").mkdir()
     record = json.dumps(record_of(checkpoint.arrays, checkpoint.metadata))
     with (unfinished / "record" / "metadata").open("w") as file:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lma_jax import files
+from lma_jax.data.builds import names_digest
 from lma_jax.data.indexing import Example, Index
 from lma_jax.errors import UserError
 
@@ -59,6 +60,7 @@ def build(index: Index, folder: Path, *, threads: int = 1) -> None:
         pool.shutdown(cancel_futures=True)
     infos = [_split_info(split, written) for split, written in splits.items()]
     metadata = dict(version=folder.name, features=features, split_infos=infos, supervised_keys=("image", "label"))
+    metadata["description"] = f"Images of {names_digest(index.class_names)}"
     tfds.folder_dataset.write_metadata(data_dir=incomplete, check_data=False, **metadata)
     incomplete.rename(folder)
     (folder / FINGERPRINT).unlink()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lma_jax import files
 from lma_jax.data.sources import images_by_class, split_folder
 from lma_jax.errors import UserError
 
@@ -78,6 +79,7 @@ def index_folder(folder: Path) -> Index:
     train, val = folder / "train", split_folder(folder, "validation")
     train_images, val_images = images_by_class(train), images_by_class(val)
     class_names = tuple(train_images)
+    _require_lines(class_names, train)
     unknown = [name for name in val_images if name not in train_images]
     if unknown:
         raise UserError(f"{val} has a class {unknown[0]!r} that {train} lacks")
@@ -97,7 +99,7 @@ def _train_examples(path: Path, synsets: list[str]) -> Iterator[Example]:
             raise UserError(f"{archive.name!r} in {path} is not one of ImageNet's synsets")
         label = synsets.index(synset)
         for image in _members(path, archive.offset_data, archive.size):
-            yield Example(Path(image.name).name, label, path, image.offset_data, image.size)
+            yield Example(files.printable(Path(image.name).name), label, path, image.offset_data, image.size)
 
 
 def _validation_examples(path: Path, synsets: list[str], answers: list[str]) -> Iterator[Example]:
@@ -107,6 +109,16 @@ def _validation_examples(path: Path, synsets: list[str], answers: list[str]) -> 
         if not match or not 1 <= int(match[1]) <= len(answers):
             raise UserError(f"{image.name!r} in {path} is not one of ImageNet's validation images")
         yield Example(key, synsets.index(answers[int(match[1]) - 1]), path, image.offset_data, image.size)
+
+
+def _require_lines(class_names: tuple[str, ...], folder: Path) -> None:
+    """Raises a UserError for a name that TFDS's file of class names cannot hold: it has one stripped line for each."""
+    for name in class_names:
+        if name != name.strip() or re.search(r"[\n\r\ud800-\udfff]", name):
+            raise UserError(
+                f"{folder} has a class {name!r}, which a build cannot hold: rename it to one line of UTF-8 without "
+                "spaces around it"
+            )
 
 
 def _members(path: Path, start: int, size: int) -> list[tarfile.TarInfo]:
@@ -131,4 +143,4 @@ def _folder_examples(split: Path, images: dict[str, list[str]], class_names: tup
         label = class_names.index(name)
         for path in paths:
             file = split / name / path
-            yield Example(f"{name}/{path}", label, file, 0, file.stat().st_size)
+            yield Example(files.printable(f"{name}/{path}"), label, file, 0, file.stat().st_size)

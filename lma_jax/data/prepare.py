@@ -9,11 +9,10 @@ imagenet2012. Archives are not unpacked. The same command resumes a run that was
 
 import os
 import re
-from pathlib import Path
 
 from absl import flags
 
-from lma_jax import cli
+from lma_jax import cli, files
 from lma_jax.errors import UserError
 
 
@@ -36,8 +35,9 @@ def main() -> None:
     if bool(options.archives) == bool(options.folder):
         raise UserError("give one source of images: --archives=<folder>, or --folder=<folder> and --name=<name>")
     name, version = ("imagenet2012", "5.1.0") if options.archives else (_checked_name(options.name or ""), "1.0.0")
-    data_dir = Path(options.data_dir or tfds.core.constants.DATA_DIR).expanduser().absolute()
-    images, folder = Path(options.archives or options.folder).expanduser().absolute(), data_dir / name / version
+    data_dir = files.path_of(options.data_dir or tfds.core.constants.DATA_DIR).absolute()
+    files.require_utf8(data_dir, "TFDS")
+    images, folder = files.path_of(options.archives or options.folder).absolute(), data_dir / name / version
     usage = f"use it with --config.dataset={name} --config.data_dir={data_dir}"
     if folder.exists():
         print(f"{folder} already exists (delete it to prepare it anew): {usage}")

@@ -1,20 +1,25 @@
 """Random-access sources of encoded images."""
 
-import contextlib
-import io
 import os
-import re
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from lma_jax import files
+from lma_jax.data.builds import open_build
 from lma_jax.errors import UserError
 from lma_jax.images import IMAGE_SUFFIXES, find_images, read_file
 
 # The embedded digits by name and version, as every build may be called.
 DIGITS = "digits:1.0.0"
+
+# Each size of a file may be a question to a server. On a local disk, a million take 3 seconds.
+STAT_THREADS = 32
 
 
 class Records(Protocol):
@@ -36,11 +41,14 @@ class Source:
         name: data set and split, for messages.
         records: the examples.
         class_names: names of the labels 0, 1, ...
+        identity: describes the examples by their names and sizes, wherever they lie: two descriptions differ if
+            examples were added, removed, renamed or replaced. Empty if it is unknown.
     """
 
     name: str
     records: Records
     class_names: tuple[str, ...]
+    identity: Callable[[], Mapping[str, str]] = dict
 
     @property
     def num_classes(self) -> int:
@@ -64,18 +72,9 @@ def open_source(name: str, split: str, *, data_dir: str = "") -> Source:
         UserError: the data set, the split or one of its files is missing; the message says how to prepare it.
     """
     if name == "folder":
-        return _open_folder(Path(data_dir), split)
-    import tensorflow_datasets as tfds
-
-    builder = _builder(name, data_dir)
-    if split not in builder.info.splits:
-        whole = " (a part or a sum of splits is none)" if re.search(r"[\[+]", split) else ""
-        raise UserError(f"data set {name!r} has no split {split!r}{whole}; it has {', '.join(builder.info.splits)}")
-    if not {"image", "label"} <= set(builder.info.features):
-        raise UserError(f"data set {name!r} is not for image classification: it has no image and label")
-    _require_whole(builder, name, split)
-    records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    return Source(f"{name} {split}", records, tuple(builder.info.features["label"].names))
+        return _open_folder(files.path_of(data_dir), split)
+    records = open_build(name, split, data_dir=data_dir)
+    return Source(f"{name} {split}", records, records.class_names, records.identity)
 
 
 class FolderRecords:
@@ -100,6 +99,26 @@ class FolderRecords:
         label = int(self._labels[index])
         name = f"{self.class_names[label]}/{os.fsdecode(self._names[index])}"
         return {"image": read_file(self._folder / name), "label": label, "file_name": name}
+
+    def identity(self) -> dict[str, str]:
+        """The number of images of each class, and a digest of their names and sizes.
+
+        Raises:
+            UserError: an image has disappeared.
+        """
+        with ThreadPoolExecutor(STAT_THREADS) as pool:
+            described = pool.map(self._describe_class, range(len(self.class_names)))
+            return dict(zip(map(repr, self.class_names), described))
+
+    def _describe_class(self, label: int) -> str:
+        start, end = np.searchsorted(self._labels, [label, label + 1])
+        folder, names = os.fsencode(self._folder / self.class_names[label]), self._names[start:end]
+        try:
+            sizes = [os.stat(os.path.join(folder, name)).st_size for name in names]
+        except OSError as error:
+            raise UserError(f"cannot read {os.fsdecode(error.filename)}: {error.strerror}") from error
+        digest = zlib.crc32(b"".join(b"%s/%d/" % (name, size) for name, size in zip(names, sizes)))
+        return f"{len(names):,} images, digest {digest:08x}"
 
 
 def images_by_class(folder: Path) -> dict[str, list[str]]:
@@ -128,76 +147,21 @@ def images_by_class(folder: Path) -> dict[str, list[str]]:
 def split_folder(root: Path, split: str) -> Path:
     """The folder of a split; `validation` may be called `val`."""
     folder = root / split
-    return root / "val" if split == "validation" and not folder.is_dir() else folder
+    return root / "val" if split == "validation" and not os.path.isdir(folder) else folder
 
 
 def _open_folder(root: Path, split: str) -> Source:
     folder = split_folder(root, split)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"image folder {folder} does not exist: images are read from <data_dir>/<split>/<class>/*")
     records = FolderRecords(folder)
-    return Source(str(folder), records, records.class_names)
+    return Source(str(folder), records, records.class_names, records.identity)
 
 
-def _require_whole(builder: Any, name: str, split: str) -> None:
-    """Counts the examples of every file, since a truncated file opens without an error."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    for file in builder.info.splits[split].file_instructions:
-        found = ArrayRecordReader(file.filename).num_records() if Path(file.filename).is_file() else 0
-        if found != file.examples_in_shard:
-            raise UserError(
-                f"{file.filename} of data set {name!r} is missing or damaged: it holds {found:,} of "
-                f"{file.examples_in_shard:,} examples. Prepare the data set again"
-            )
-
-
-def _builder(name: str, data_dir: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    if name in ("digits", DIGITS):
-        return _digits_builder(data_dir)
-    try:
-        builder = tfds.builder(name, data_dir=data_dir or None)
-    except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
-        raise UserError(f"TFDS knows no data set {name!r} in {_shown(data_dir)}") from error
-    except AssertionError as error:
-        raise UserError(f"TFDS knows no such version: {str(error).splitlines()[0]}") from error
-    path = Path(builder.data_path)
-    if not path.exists():
-        raise UserError(
-            f"data set {name!r} is not in {_shown(data_dir)}; prepare it once with "
-            + _prepare_command(name.partition(":")[0], _shown(data_dir))
-        )
-    if builder.info.file_format.value != "array_record":
-        raise UserError(
-            f"data set {name!r} in {path} has the format {builder.info.file_format.value}, which has no random access; "
-            "convert it once with `pip install tensorflow && python -m tensorflow_datasets.scripts.convert_format "
-            f"--dataset_version_dir={path} --out_file_format=array_record --out_dir=<data_dir>/{name}/{path.name}`"
-        )
-    return builder
-
-
-def _prepare_command(name: str, data_dir: str) -> str:
-    if name == "imagenet2012":
-        return f"`python -m lma_jax.data.prepare --archives=<folder of the two official .tar> --data_dir={data_dir}`"
-    return f"`pip install tensorflow && tfds build {name} --file_format=array_record --data_dir={data_dir}`"
-
-
-def _digits_builder(data_dir: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    from lma_jax.data.digits import Digits
-
-    try:
-        builder = Digits(data_dir=data_dir or None, file_format="array_record")
-        tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that does not happen
-            builder.download_and_prepare()
-    except OSError as error:
-        raise UserError(f"cannot build the digits in {_shown(data_dir)}: {error}") from error
-    return builder
-
-
-def _shown(data_dir: str) -> str:
-    return data_dir or "~/tensorflow_datasets"
+def changes(current: Mapping[str, str], saved: Mapping[str, str]) -> list[str]:
+    """What differs between two identities of a source, the first three differences; nothing if one is unknown."""
+    if not (current and saved):
+        return []
+    different = [key for key in sorted({*current, *saved}) if current.get(key) != saved.get(key)]
+    shown = [f"{key}: {current.get(key, 'missing')} (checkpoint: {saved.get(key, 'missing')})" for key in different[:3]]
+    return shown + ([f"{len(different) - 3:,} more"] if len(different) > 3 else [])

@@ -113,7 +113,7 @@ STD = numbers(
 # The defaults are in configs/common.py, which a test holds equal to this table.
 KEYS = {
     "model": Key(MODEL, "network"),
-    "init_from": Key(TEXT, "workdir or weights file to start from; another class count gets a new head", True),
+    "init_from": Key(TEXT, "workdir or weights file to start from; other classes get a new head", True),
     "warm_start": Key(
         one_of("", "exact"),
         '"exact": init_from is the plain network, and the LMA network starts as the same function',

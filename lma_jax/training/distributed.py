@@ -89,12 +89,12 @@ def sole_writer_of_job(workdir: Path) -> Iterator[None]:
                 stack.enter_context(sole_writer(workdir))
             except UserError as error:
                 refusal = str(error)
-        if refusal := _of_first_process(refusal):
+        if refusal := of_first_process(refusal):
             raise UserError(refusal)
         yield
 
 
-def _of_first_process(text: str) -> str:
+def of_first_process(text: str) -> str:
     """The text of process 0, in all processes; the end of a very long one is lost."""
     if jax.process_count() == 1:
         return text

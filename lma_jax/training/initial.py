@@ -1,5 +1,6 @@
 """The weights from which a run starts: those of another run, of a file, or of a plain network."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
-from lma_jax import state_dict
+from lma_jax import files, state_dict
 from lma_jax.checkpoint.format import Arrays, load_checkpoint, to_arrays
 from lma_jax.checkpoint.restore import fill, restore_model
 from lma_jax.definition import split
@@ -20,10 +21,18 @@ from lma_jax.weight_files import SUFFIXES, open_weights
 HEADS = tuple(f"params/{name.removesuffix('weight').replace('.', '/')}" for name in state_dict.HEADS)
 
 
-def load_initial(config: ConfigDict, state: TrainState) -> tuple[TrainState, str]:
+def load_initial(
+    config: ConfigDict, state: TrainState, *, class_names: Sequence[str] | None = None
+) -> tuple[TrainState, str]:
     """Replaces the weights of `state` by those of config.init_from.
 
-    A head of another class count keeps its random weights.
+    The head keeps its random weights if it was trained on other classes, by their count or their names. Where the names
+    are the same in another order, its classes are brought into the order of `class_names`.
+
+    Args:
+        config: the recipe.
+        state: the state of a new run.
+        class_names: names of the classes of its data; None where they are unknown.
 
     Returns:
         The state, and a message that says where the weights came from.
@@ -32,16 +41,15 @@ def load_initial(config: ConfigDict, state: TrainState) -> tuple[TrainState, str
         UserError: the weights are missing or damaged, or of another network; the differences are named.
     """
     exact = config.warm_start == "exact"
-    model = _read_model(Path(config.init_from), config.model.removesuffix("_lma") if exact else config.model)
+    name = config.model.removesuffix("_lma") if exact else config.model
+    model, known = _read_model(files.path_of(config.init_from), name)
     origin = f"weights of {config.init_from}"
     if exact:
         model = graft_lma(model, _shapes(config.model, num_classes=_num_classes(_arrays_of(model))))
         origin += ", with LMA layers that leave its function unchanged"
     arrays, wanted = _arrays_of(model), to_arrays({"params": state.params, "batch_stats": state.batch_stats})
-    head = {path: array for path, array in wanted.items() if path.startswith(HEADS)}
-    if any(path in arrays and arrays[path].shape != array.shape for path, array in head.items()):
-        arrays |= head
-        origin += f", with a new head of {_num_classes(wanted):,} classes"
+    head, said = _fitted_head(arrays, wanted, known, class_names)
+    arrays, origin = arrays | head, origin + said
     arrays = {path: array.astype(wanted[path].dtype) if path in wanted else array for path, array in arrays.items()}
 
     def filled() -> dict[str, Any]:
@@ -55,20 +63,43 @@ def load_initial(config: ConfigDict, state: TrainState) -> tuple[TrainState, str
     return replace(state, **filled(), ema=filled() if state.ema else None), origin
 
 
-def _read_model(path: Path, name: str) -> nnx.Module:
-    """The network `name` with the weights of a workdir or of a weights file."""
+def _fitted_head(
+    arrays: Arrays, wanted: Arrays, known: Sequence[str] | None, class_names: Sequence[str] | None
+) -> tuple[Arrays, str]:
+    """What takes the place of the head in `arrays`, whose classes are `known`, and what to say about it."""
+    fresh = {path: array for path, array in wanted.items() if path.startswith(HEADS)}
+    new_head = fresh, f", with a new head of {_num_classes(wanted):,} classes"
+    if any(path in arrays and arrays[path].shape != array.shape for path, array in fresh.items()):
+        return new_head
+    if known is None or class_names is None or list(known) == list(class_names):
+        return {}, ""
+    if set(known) != set(class_names):
+        return new_head
+    order = [list(known).index(name) for name in class_names]
+    in_order = {path: arrays[path][..., order] for path in fresh}
+    return in_order, ", with its classes in the order of this data"
+
+
+def _read_model(path: Path, name: str) -> tuple[nnx.Module, Sequence[str] | None]:
+    """The network `name` with the weights of a workdir or of a weights file, and its class names if they are known."""
     if path.suffix not in SUFFIXES:
         checkpoint = load_checkpoint(path)
         if checkpoint.metadata.model != name:
             raise UserError(f"config.init_from={path} is a {checkpoint.metadata.model}, but a {name} is needed")
-        return restore_model(checkpoint)
+        return restore_model(checkpoint), checkpoint.metadata.class_names
     file = open_weights(path)
     model = _shapes(name, num_classes=state_dict.num_classes_of(file.tensors) or 1000)
     try:
         state_dict.require_fit(model, file.tensors)
     except ValueError as error:
         raise UserError(f"cannot use {path} as weights of {name}: {error}") from error
-    return state_dict.from_state_dict(model, file.read())
+    return state_dict.from_state_dict(model, file.read()), _class_names(file.metadata.get("class_names"))
+
+
+def _class_names(described: Any) -> list[str] | None:
+    """Class names in the metadata of a file; None if they are none."""
+    named = isinstance(described, list) and all(isinstance(name, str) for name in described)
+    return described if named else None
 
 
 def _shapes(name: str, *, num_classes: int) -> nnx.Module:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from lma_jax import output
+from lma_jax import files, output
 from lma_jax.checkpoint.format import Checkpoint, Metadata
 from lma_jax.checkpoint.manager import NOT_EVALUATED, Checkpoints
 from lma_jax.checkpoint.restore import fill
 from lma_jax.data.batch import Batch, batch_spec
 from lma_jax.data.loader import Timed, eval_batches, reading_from, to_device, train_batches
-from lma_jax.data.sources import open_source
+from lma_jax.data.sources import changes, open_source
 from lma_jax.data.transforms import augmentation_from
 from lma_jax.definition import Definition
 from lma_jax.errors import InterruptedRun, LostWorker, UserError
@@ -27,7 +27,7 @@ from lma_jax.flops import count_macs
 from lma_jax.preprocessing import preprocessing_from
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
 from lma_jax.training.config import differences, validate
-from lma_jax.training.distributed import StopSignal, sole_writer_of_job
+from lma_jax.training.distributed import StopSignal, of_first_process, sole_writer_of_job
 from lma_jax.training.evaluation import evaluate
 from lma_jax.training.initial import load_initial
 from lma_jax.training.meter import Meter, NonFiniteError
@@ -47,7 +47,7 @@ class Trainer:
         config: the recipe, see configs/common.py.
         workdir: folder that receives checkpoints/, metrics.jsonl, tensorboard/ and pictures; all processes of a job
             share it.
-        change_config: resume even if the config differs from the checkpoint's.
+        change_config: resume even if the config or the data differ from the checkpoint's.
         profile: trace five steps into <workdir>/profile.
 
     Attributes:
@@ -89,11 +89,12 @@ class Trainer:
         Two runs are bit-identical, and so is a run that was killed at any moment and started again.
 
         Raises:
-            UserError: the checkpoints of the workdir are all damaged, of another network or of another config; an
+            UserError: the checkpoints of the workdir are all damaged, of another network, config or data; an
                 image cannot be decoded and config.on_bad_image is "error"; the loss is not finite and
                 config.on_nonfinite is "stop"; or the last state cannot be saved.
             InterruptedRun: SIGTERM, SIGINT or SIGHUP stopped the run, and its state is saved.
         """
+        self.data = self._data_identity()
         with ExitStack() as stack:
             stack.enter_context(output.unimportant())
             stack.enter_context(sole_writer_of_job(self.workdir))
@@ -146,23 +147,40 @@ class Trainer:
     def _start(self, fresh: TrainState, definition: Definition) -> tuple[TrainState, str]:
         """The state of a new run, and a line about where its weights are from."""
         if self.config.init_from:
-            state, origin = load_initial(self.config, fresh)
+            state, origin = load_initial(self.config, fresh, class_names=self.train_source.class_names)
             return state, f"starting from {origin}"
         return fresh, f"starting from random weights (seed {self.config.seed})"
 
     def _resume(self, fresh: TrainState, checkpoint: Checkpoint) -> tuple[TrainState, str]:
         """The state of a checkpoint of this run, and a line about it."""
-        changed = differences(self.config, checkpoint.metadata.config)
+        changed = of_first_process(self._changed_since(checkpoint.metadata))
         if changed and not self.change_config:
             raise UserError(
-                f"{self.workdir} holds a run with another config: {', '.join(changed)}. Take another --workdir, "
-                "or resume with these values by --change_config"
+                f"{self.workdir} holds a run {changed}. Take another --workdir, or resume with these by --change_config"
             )
-        checkpoint.metadata.require_classes(self.train_source.class_names, self.train_source.name)
+        if not self.change_config or checkpoint.metadata.num_classes != self.train_source.num_classes:
+            checkpoint.metadata.require_classes(self.train_source.class_names, self.train_source.name)
         state = fill(fresh, checkpoint.arrays, sharding=fresh.step.sharding, source=str(checkpoint))
         self.checkpoints.set_aside_after(checkpoint.step)
         self.meter = Meter(checkpoint.metadata.sums)
-        return state, f"resuming after step {checkpoint.step:,} from {self.workdir}"
+        origin = f"resuming after step {checkpoint.step:,} from {self.workdir}"
+        return state, f"{origin}, a run {changed}" if changed else origin
+
+    def _changed_since(self, saved: Metadata) -> str:
+        """What differs from the run of a checkpoint, its config or its data; empty if nothing does."""
+        parts = []
+        if values := differences(self.config, saved.config):
+            parts.append(f"with another config: {', '.join(values)}")
+        for split, identity in self.data.items():
+            if found := changes(identity, saved.data.get(split, {})):
+                parts.append(f"on other {split} data: {', '.join(found)}")
+        return " and ".join(parts)
+
+    def _data_identity(self) -> dict[str, Mapping[str, str]]:
+        """The identities of the sources; only of the first process, which compares and saves them for all."""
+        if jax.process_index() > 0:
+            return {}
+        return {"train": self.train_source.identity(), "validation": self.val_source.identity()}
 
     def _description(self, definition: Definition) -> str:
         assert self.state is not None
@@ -203,6 +221,7 @@ class Trainer:
             ) from error
 
     def _finish_saves(self) -> None:
+        self.watch.pause()
         self.checkpoints.finish(minutes=self.config.save_wait, check=self.stop.check)
 
     def _train_to_the_end(self, definition: Definition) -> None:
@@ -246,7 +265,6 @@ class Trainer:
 
     def _asks_for_save(self) -> bool:
         """Whether a save is due by the clock of the first process, which writes, and can start without a wait."""
-        self.watch.pause()
         if jax.process_index() > 0 or not self.save_clock.due or self.checkpoints.busy:
             return False
         self.save_clock.restart()  # so that it asks once, even if the answer comes a step later
@@ -283,6 +301,7 @@ class Trainer:
             config=self.config.to_dict(),
             metrics=metrics,
             sums=sums,
+            data=self.data,
         )
         self.checkpoints.save(self.state, metadata, top1=metrics.get("val_top1", NOT_EVALUATED))
         self._saved_step = self.step
@@ -331,6 +350,7 @@ def _require_writable(workdir: Path) -> None:
     """Creates the folder and checks, before hours are spent, that files can be written there."""
     probe = workdir / f".writable-{jax.process_index()}"
     try:
+        files.require_short(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink(missing_ok=True)

@@ -233,6 +233,11 @@ def test_data_must_have_the_classes_of_a_checkpoint():
         unknown.require_classes(("x", "y"), "pets")
 
 
+def test_classes_in_another_order_are_told_from_other_classes():
+    with pytest.raises(UserError, match=r"'a' is called 'c' there, the same names in another order$"):
+        metadata().require_classes(("c", "a", "b"), "pets")
+
+
 def test_a_record_of_another_version_is_refused(tmp_path):
     save(tmp_path, 1)
     path = tmp_path / "checkpoints/1/record/metadata"

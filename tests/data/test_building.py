@@ -23,6 +23,7 @@ from tests.helpers.datasets import (
     contents,
     flowers,
     imagenet_images,
+    smooth,
     tar,
     write_archives,
     write_folder,
@@ -214,3 +215,17 @@ def test_a_folder_becomes_a_source(tmp_path):
                 assert np.abs(pixels(example["image"]) - pixels(original)).max() <= tolerance
                 with Image.open(io.BytesIO(example["image"])) as image:
                     assert (image.format, image.mode) == ("JPEG" if tolerance else "PNG", "RGB")
+
+
+def test_file_names_that_are_not_utf8_are_kept_readable(tmp_path):
+    images = {**flowers(), "train/rose/b\udcff\n.png": smooth(9, "PNG")}
+    build(index_folder(write_folder(tmp_path / "source", images)), tmp_path / "flowers" / "1.0.0")
+    source = open_source("flowers", "train", data_dir=str(tmp_path))
+    assert b"rose/b\\xff\n.png" in {source.records[index]["file_name"] for index in range(len(source))}
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "re\rturn", "space ", "\udcff"])
+def test_class_names_that_a_build_cannot_hold_are_refused(tmp_path, name):
+    images = {path.replace("rose", name): image for path, image in flowers().items()}
+    with pytest.raises(UserError, match=r"has a class .*, which a build cannot hold: rename it"):
+        index_folder(write_folder(tmp_path, images))

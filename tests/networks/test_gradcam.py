@@ -113,6 +113,13 @@ def test_the_caption_of_a_map_names_its_class(draw, monkeypatch):
     assert re.fullmatch(r"layer2, dog, \d+\.\d %", captions[1])
 
 
+@pytest.mark.parametrize("name", ["$\\frac$.png", "\udcff\n.png", "\u65e5\u672c.png", "\x01.png"])
+def test_any_name_of_an_image_can_be_drawn(tmp_path, name):
+    tiles = [figures.Tile(np.zeros((8, 8, 3), np.uint8), None, name)]
+    figures.save(figures._draw_sheet(tiles, "title", strip=1, label="label"), tmp_path / "cam.png")
+    assert (tmp_path / "cam.png").is_file()
+
+
 def test_probabilities_are_those_of_the_loss():
     logits = np.log([3.0, 1.0, 4.0])
     assert figures.ranked_classes(logits, "softmax") == [

@@ -4,8 +4,12 @@ import signal
 import socket
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
+from lma_jax.training.distributed import of_first_process
 from lma_jax.training.reporting.metrics import read_metrics
 from tests.helpers.commands import TINIEST, Command, run, start
 from tests.helpers.runs import assert_same_bits, deterministic
@@ -17,6 +21,20 @@ def start_pair(workdir: Path) -> list[Command]:
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     job = (*TINIEST, f"--workdir={workdir}", f"--coordinator={coordinator}", "--num_processes=2")
     return [start("lma_jax.train", *job, f"--process_id={rank}") for rank in range(2)]
+
+
+def test_all_processes_have_the_text_of_the_first(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    shared: list[np.ndarray] = []
+
+    def broadcast(value: np.ndarray) -> np.ndarray:
+        shared.append(value)
+        return shared[0]
+
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast)
+    for text, expected in (("holds é", "holds é"), ("", ""), ("\udcff", "\\udcff"), ("ä" * 600, "ä" * 500)):
+        shared.clear()
+        assert [of_first_process(own) for own in (text, "another", "")] == [expected] * 3
 
 
 @pytest.mark.process

@@ -23,9 +23,11 @@ from lma_jax.checkpoint.manager import Checkpoints
 from lma_jax.errors import InterruptedRun, UserError
 from lma_jax.training import schedule, trainer
 from lma_jax.training.reporting.metrics import read_metrics
+from lma_jax.training.reporting.profiler import Profiler
 from lma_jax.training.reporting.reporter import Reporter
 from lma_jax.training.trainer import Trainer
 from tests.helpers import tiny
+from tests.helpers.datasets import smooth, write_folder
 from tests.helpers.runs import assert_same_bits, deterministic
 
 pytestmark = pytest.mark.deep
@@ -308,6 +310,83 @@ def test_a_run_resumes_only_on_the_same_classes(tmp_path, monkeypatch):
         fit(tmp_path)
 
 
+def write_classes(folder: Path) -> None:
+    """Three classes of 8 training and 4 validation images."""
+    for split, count in (("train", 8), ("val", 4)):
+        for name in ("cat", "dog", "emu"):
+            write_folder(folder / split / name, {f"{number}.png": smooth(number, "PNG") for number in range(count)})
+
+
+def rename_class(data: Path) -> None:
+    for split in ("train", "val"):
+        (data / split / "cat").rename(data / split / "yak")
+
+
+OTHER_DATA = {
+    "a file is added": (
+        lambda data: (data / "train/cat/00.png").write_bytes(smooth(0, "PNG")),
+        r"on other train data: 'cat': 9 images, digest \w+ \(checkpoint: 8 images",
+    ),
+    "a validation file is removed": (
+        lambda data: (data / "val/emu/0.png").unlink(),
+        r"on other validation data: 'emu': 3 images, digest \w+ \(checkpoint: 4 images",
+    ),
+    "a file is replaced": (
+        lambda data: (data / "train/dog/0.png").write_bytes(b"another size"),
+        r"on other train data: 'dog': 8 images, digest (\w+) \(checkpoint: 8 images, digest (?!\1)",
+    ),
+    "a class is renamed": (
+        rename_class,
+        r"on other train data: 'cat': missing .*'yak': 8 images.* and on other validation data: 'cat': mis",
+    ),
+}
+
+
+def test_a_run_resumes_only_on_the_same_data(tmp_path):
+    write_classes(tmp_path / "data")
+    options: dict[str, Any] = dict(dataset="folder", val_split="val", epochs=1.0, eval_every=1.0, decay_epochs=(0.5,))
+    fit(tmp_path / "run", **options, data_dir=str(tmp_path / "data"))
+    for change, (act, message) in OTHER_DATA.items():
+        data, workdir = tmp_path / change, tmp_path / f"run, {change}"
+        shutil.copytree(tmp_path / "data", data)
+        shutil.copytree(tmp_path / "run", workdir)
+        fit(workdir, **options, data_dir=str(data))  # it may move
+        act(data)
+        with pytest.raises(UserError, match=f"holds a run {message}.*--change_config"):
+            fit(workdir, **options, data_dir=str(data))
+
+
+def test_a_run_goes_on_with_other_data_if_it_is_told_to(tmp_path, capsys):
+    write_classes(tmp_path / "data")
+    options: dict[str, Any] = dict(dataset="folder", val_split="val", eval_every=1.0, decay_epochs=(0.5,))
+    options["data_dir"] = str(tmp_path / "data")
+    fit(tmp_path / "run", **options, epochs=1.0)
+    rename_class(tmp_path / "data")
+    fit(tmp_path / "run", **options, epochs=2.0, change_config=True)
+    assert "a run with another config: epochs=2.0 (checkpoint: 1.0) and on other train data: 'cat'" in (
+        capsys.readouterr().out
+    )
+    assert load_checkpoint(tmp_path / "run").metadata.class_names == ("dog", "emu", "yak")
+    fit(tmp_path / "run", **options, epochs=2.0)  # from now on these are its data
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / "data" / split / "yak")
+    with pytest.raises(UserError, match=r"classes of .*train are not the 3 classes of the checkpoint"):
+        fit(tmp_path / "run", **options, epochs=2.0, change_config=True)
+
+
+def test_a_checkpoint_without_identity_of_its_data_resumes(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_data_identity", lambda self: {})
+        fit(tmp_path)
+    assert load_checkpoint(tmp_path).metadata.data == {}
+    fit(tmp_path)
+
+
+def test_a_path_that_leaves_no_room_for_checkpoints_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"the path of the workdir has [\d,]+ bytes: give one of at most 3,696"):
+        Trainer(recipe(), tmp_path.joinpath(*["y" * 200] * 19))
+
+
 def test_the_loss_of_validation_is_named_after_what_it_measures(tmp_path):
     fit(tmp_path / "plain")
     fit(tmp_path / "smooth", label_smoothing=0.1)
@@ -370,3 +449,5 @@ def test_a_trace_of_five_steps_can_be_opened(tmp_path, capsys):
     assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     with pytest.raises(UserError, match="--profile needs 15 steps, the run has 0 left"):
         Trainer(recipe(), tmp_path, profile=True).fit()
+    with pytest.raises(UserError, match="is not UTF-8, which --profile needs"):
+        Profiler(tmp_path / "\udcff", start=0, total=99)

@@ -104,6 +104,43 @@ def test_another_class_count_gets_a_new_head(tmp_path):
     assert said.endswith("with a new head of 10 classes")
 
 
+def test_a_head_follows_the_names_of_its_classes(tmp_path):
+    """Taken where they are the same or unknown, brought into order where that differs, new where the names do."""
+    source, run = Trial(), Trial(seed=1)
+    source.train(tiny.batch(0))
+    names = tuple("abcdefghij")
+    metadata = Metadata("tiny_lma", 10, names, {}, {"val_top1": 1.0})
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(source.state, metadata, top1=1.0)
+
+    def head(class_names) -> tuple[Any, str]:
+        state, said = load_initial(tiny.recipe(init_from=str(tmp_path)), run.state, class_names=class_names)
+        return state.params["fc"], said.partition(str(tmp_path))[2]
+
+    trained = source.state.params["fc"]
+    for unchanged in (names, None):
+        kept, said = head(unchanged)
+        assert_equal_trees(kept, trained)
+        assert said == ""
+    order = [3, 1, 2, 0, *range(4, 10)]
+    permuted, said = head(tuple(names[index] for index in order))
+    assert_equal_trees(permuted, jax.tree.map(lambda array: array[..., np.array(order)], trained))
+    assert said == ", with its classes in the order of this data"
+    fresh, said = head((*names[:-1], "z"))
+    assert_equal_trees(fresh, run.state.params["fc"])
+    assert said == ", with a new head of 10 classes"
+
+
+def test_class_names_of_a_weights_file_are_used_if_they_are_names(tmp_path):
+    weights = arrays_of(lma_torch.create_model("resnet10_lma", num_classes=10))
+    run, names = Trial(model="resnet10_lma"), list("abcdefghij")
+    for class_names, expected in ((names, "order of this data"), ([1, None], ""), ("abc", ""), (None, "")):
+        write_weights(tmp_path / "run.safetensors", weights, {"class_names": class_names})
+        config = tiny.recipe(model="resnet10_lma", init_from=str(tmp_path / "run.safetensors"))
+        _, said = load_initial(config, run.state, class_names=names[::-1])
+        assert said.endswith(expected or "safetensors")
+
+
 def test_weights_of_another_network_are_refused_by_name(tmp_path):
     save_run(tmp_path, Trial(model="tiny"), "tiny")
     with pytest.raises(UserError, match=r"is a tiny, but a tiny_lma is needed"):

@@ -1,5 +1,6 @@
 """A run is a function of its config: killed at any moment and started again, it ends with the same bits."""
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -25,6 +26,13 @@ def undisturbed(tmp_path_factory) -> Path:
 def test_two_runs_are_bit_identical(undisturbed, tmp_path):
     run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
     assert_same_bits(tmp_path, undisturbed)
+
+
+def test_a_run_in_a_folder_whose_name_no_library_likes_is_the_same(undisturbed, tmp_path):
+    workdir = tmp_path / os.fsdecode(b"r[u]n?\xff")
+    output = run("lma_jax.train", *TINIEST, f"--workdir={workdir}")
+    assert f"are in {tmp_path}/r[u]n?\\udcff" in output
+    assert_same_bits(workdir, undisturbed)
 
 
 def test_another_seed_gives_other_weights(undisturbed, tmp_path):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from lma_jax import files
 from lma_jax.errors import UserError
 
 
@@ -17,7 +18,7 @@ class Profiler:
         total: number of steps at the end.
 
     Raises:
-        UserError: the run has too few steps left.
+        UserError: the run has too few steps left, or the name of the folder is not UTF-8.
     """
 
     WARM_UP = 10
@@ -26,6 +27,8 @@ class Profiler:
     def __init__(self, folder: Path | None, *, start: int, total: int):
         self._folder = folder
         self._first = start + self.WARM_UP + 1
+        if folder is not None:
+            files.require_utf8(folder, "--profile")
         if folder is not None and total - start < self.WARM_UP + self.STEPS:
             raise UserError(f"--profile needs {self.WARM_UP + self.STEPS} steps, the run has {total - start} left")
 
