@@ -189,14 +189,20 @@ def _digits_builder(data_dir: str) -> Any:
 
     from lma_jax.data.digits import Digits
 
-    try:
+    def build() -> Any:
         builder = Digits(data_dir=data_dir or None, file_format="array_record")
-        tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that does not happen
             builder.download_and_prepare()
+        return builder
+
+    tfds.disable_progress_bar()
+    try:
+        try:
+            return build()
+        except OSError:
+            return build()  # unless another process has built them meanwhile, it fails again
     except OSError as error:
         raise UserError(f"cannot build the digits in {_shown(data_dir)}: {error}") from error
-    return builder
 
 
 def _shown(data_dir: str) -> str:
