@@ -26,8 +26,11 @@ LOST_PEER = "gloo|nccl|connection reset|socket closed|unavailable|heartbeat|coor
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Joins the other processes of the job. It must be called before anything else initialises JAX.
 
+    Given all three arguments, this process takes every device of its machine. What the cluster is asked for comes with
+    its division of devices: one for each process under Slurm and Open MPI.
+
     Args:
-        coordinator: address and port of process 0, such as "10.0.0.1:1234". Under Slurm, Open MPI or Kubernetes all
+        coordinator: address and port of process 0, such as "10.0.0.1:1234". Under Slurm, Open MPI 4 or Kubernetes all
             three arguments may be None.
         num_processes: number of processes in the job.
         process_id: rank of this process, from 0.
@@ -35,8 +38,12 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     Raises:
         UserError: no cluster was recognised, or the others did not join within 5 minutes.
     """
+    job = coordinator, num_processes, process_id
+    detection = None if None in job else "deactivate"
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
+        jax.distributed.initialize(
+            *job, cluster_detection_method=detection, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+        )
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"cannot join the other processes ({str(error).splitlines()[0]}): outside Slurm, Open MPI and Kubernetes, "

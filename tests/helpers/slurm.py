@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.helpers.commands import free_port
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol")
 
 # A job that is requeued waits until its credential has expired: 5 seconds are the least that Slurm takes.
@@ -80,13 +82,6 @@ def _configure(folder: Path) -> None:
     key = folder / "munge.key-file"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))
-    ports = _free_ports(3)
-    values = dict(folder=folder, host=socket.gethostname().partition(".")[0], controller=ports[0], node=ports[1])
+    values = dict(folder=folder, host=socket.gethostname().partition(".")[0], controller=free_port(), node=free_port())
     # JAX's coordinator takes its port from the job's number: another one in each test.
-    (folder / "slurm.conf").write_text(CONFIG.format(**values, job=ports[2]))
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [free.getsockname()[1] for free in sockets]
+    (folder / "slurm.conf").write_text(CONFIG.format(**values, job=free_port()))

@@ -14,7 +14,7 @@ import yaml
 
 from lma_jax.training.reporting.metrics import read_metrics
 from tests.helpers import slurm
-from tests.helpers.commands import ROOT, TINIEST, start
+from tests.helpers.commands import ROOT, TINIEST, free_port, start
 from tests.helpers.runs import assert_same_bits, deterministic
 
 OPENMPI, SLURM, MANIFEST = (ROOT / "launch" / name for name in ("openmpi.sh", "slurm.sbatch", "jobset.yaml"))
@@ -31,8 +31,7 @@ def undisturbed(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("undisturbed")
     [container] = job_of_manifest()["template"]["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["python", "-m", "lma_jax.train"]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        here = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+    here = f"--coordinator=127.0.0.1:{free_port()}"
     pair = []
     for index in range(2):
         given = [argument.replace("$(JOB_COMPLETION_INDEX)", str(index)) for argument in container["args"]]
