@@ -17,25 +17,34 @@ if [ $# -eq 0 ]; then
 fi
 shift
 
+# Not --distributed: JAX recognises Open MPI 4 alone.
+coordinator=$(hostname):$((61440 + $$ % 4096))
+saved=$(mktemp)
+trap 'rm -f "$saved"' EXIT
+# mpirun kills the others when one process fails, and 75 is no failure: process 0, which is on this machine, notes it.
+process='
+    trap : TERM
+    python -m lma_jax.train --coordinator="$1" --num_processes="$OMPI_COMM_WORLD_SIZE" \
+        --process_id="$OMPI_COMM_WORLD_RANK" "${@:2}"
+    code=$?
+    [ "$code" -eq 75 ] || exit "$code"
+    [ "$OMPI_COMM_WORLD_RANK" -gt 0 ] || echo 75 > "$0"'
+
 # mpirun leaves its processes a second after SIGTERM, too little to save. So the process of this machine is told
 # itself, and tells the others.
 stop() {
     stopped=true
     interrupted=true
-    pkill -TERM --parent "$job" --full lma_jax.train || kill -TERM "$job"
+    pkill -TERM --full "python -m lma_jax.train --coordinator=$coordinator " || kill -TERM "$job"
 }
 stopped=false
 trap stop TERM INT
 
-# Not --distributed: JAX recognises Open MPI 4 alone.
-process='exec python -m lma_jax.train --coordinator="$0" \
-    --num_processes="$OMPI_COMM_WORLD_SIZE" --process_id="$OMPI_COMM_WORLD_RANK" "$@"'
-coordinator=$(hostname):$((61440 + $$ % 4096))
-
 code=75
 while [ "$code" -eq 75 ] && ! $stopped; do
+    : > "$saved"
     # A session of its own keeps Ctrl-C from mpirun. Bound to cores, a process would feed its GPUs with one of them.
-    setsid mpirun --bind-to none "${options[@]}" bash -c "$process" "$coordinator" "$@" &
+    setsid mpirun --bind-to none "${options[@]}" bash -c "$process" "$saved" "$coordinator" "$@" &
     job=$!
     interrupted=true
     while $interrupted; do # a signal ends `wait` before the job
@@ -43,5 +52,6 @@ while [ "$code" -eq 75 ] && ! $stopped; do
         wait "$job"
         code=$?
     done
+    [ ! -s "$saved" ] || [ "$code" -ne 0 ] || code=75
 done
 exit "$code"
