@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,11 @@ _peers: PeerWatch  # of the job that `join` joined
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Joins the other processes of the job. It must be called before anything else initialises JAX.
 
+    Given all three arguments, this process takes every device of its machine. What the cluster is asked for comes with
+    its division of devices: one for each process under Slurm and Open MPI.
+
     Args:
-        coordinator: address and port of process 0, such as "10.0.0.1:1234". Under Slurm, Open MPI or Kubernetes all
+        coordinator: address and port of process 0, such as "10.0.0.1:1234". Under Slurm, Open MPI 4 or Kubernetes all
             three arguments may be None.
         num_processes: number of processes in the job.
         process_id: rank of this process, from 0.
@@ -42,11 +46,12 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         UserError: no cluster was recognised, or the others did not join within 5 minutes.
     """
     global _peers
+    job = coordinator, num_processes, process_id
+    detection = None if None in job else "deactivate"
+    options: dict[str, Any] = dict(heartbeat_timeout_seconds=XLA_HEARTBEAT_TIMEOUT)
     try:
         with xla_defers_to(lambda: _peers.lose("the job's coordination service ended")):
-            jax.distributed.initialize(
-                coordinator, num_processes, process_id, heartbeat_timeout_seconds=XLA_HEARTBEAT_TIMEOUT
-            )
+            jax.distributed.initialize(*job, cluster_detection_method=detection, **options)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"cannot join the other processes ({str(error).splitlines()[0]}): outside Slurm, Open MPI and Kubernetes, "
@@ -95,14 +100,12 @@ def sole_writer_of_job(workdir: Path) -> Iterator[None]:
 
 
 def of_first_process(text: str) -> str:
-    """The text of process 0, in all processes; the end of a very long one is lost."""
+    """The text that the first process gives, in all processes, cut to 1,000 bytes. Every process must call it."""
     if jax.process_count() == 1:
         return text
-    encoded = np.zeros(2000, np.uint8)
-    given = text.encode(errors="replace")[: encoded.size]
-    encoded[: len(given)] = list(given)
-    received = np.asarray(multihost_utils.broadcast_one_to_all(encoded), np.uint8)
-    return bytes(received).rstrip(b"\0").decode(errors="replace")
+    encoded = text.encode(errors="backslashreplace")[:1000]
+    shared = multihost_utils.broadcast_one_to_all(np.frombuffer(encoded.ljust(1000, b"\0"), np.uint8))
+    return bytes(shared).rstrip(b"\0").decode(errors="ignore")
 
 
 # What a process asks the others for; the highest request of all is what all of them do.

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lma_jax.data.building import build
+from lma_jax.data.digits import Digits
 from lma_jax.data.indexing import index_folder
 from lma_jax.data.sources import changes, open_source
 from lma_jax.errors import UserError
@@ -31,6 +32,17 @@ def test_digits_are_split_without_overlap_into_every_class():
     assert train.class_names == test.class_names == tuple("0123456789")
     for source in (train, test):
         assert {source.records[index]["label"] for index in range(len(source))} == set(range(10))
+
+
+def test_digits_may_be_built_by_two_processes_at_once(digits, tmp_path, monkeypatch):
+    generate = Digits._generate_examples
+
+    def generate_while_another_one_ends(self, held_out):
+        shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
+        return generate(self, held_out)
+
+    monkeypatch.setattr(Digits, "_generate_examples", generate_while_another_one_ends)
+    assert len(open_source("digits", "train", data_dir=str(tmp_path))) == 1437
 
 
 def test_a_missing_dataset_says_how_to_prepare_it(tmp_path):

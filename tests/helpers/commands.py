@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,12 @@ def python(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs a fresh interpreter from the repository's root."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=_environment(1), capture_output=True, text=True)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
 
 
 # Importing the libraries takes longer than most commands. So commands are forked from a process that has imported them,

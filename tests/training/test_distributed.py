@@ -1,7 +1,6 @@
 """A job of two processes: the same run as one process, ended together and resumed in any shape."""
 
 import signal
-import socket
 from pathlib import Path
 
 import jax
@@ -11,14 +10,12 @@ from jax.experimental import multihost_utils
 
 from lma_jax.training.distributed import of_first_process
 from lma_jax.training.reporting.metrics import read_metrics
-from tests.helpers.commands import TINIEST, Command, run, start
+from tests.helpers.commands import TINIEST, Command, free_port, python, run, start
 from tests.helpers.runs import assert_same_bits, deterministic
 
 
 def start_pair(workdir: Path) -> list[Command]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    coordinator = f"127.0.0.1:{free_port()}"
     job = (*TINIEST, f"--workdir={workdir}", f"--coordinator={coordinator}", "--num_processes=2")
     return [start("lma_jax.train", *job, f"--process_id={rank}") for rank in range(2)]
 
@@ -35,6 +32,22 @@ def test_all_processes_have_the_text_of_the_first(monkeypatch):
     for text, expected in (("holds é", "holds é"), ("", ""), ("\udcff", "\\udcff"), ("ä" * 600, "ä" * 500)):
         shared.clear()
         assert [of_first_process(own) for own in (text, "another", "")] == [expected] * 3
+
+
+JOIN = """
+import jax
+from lma_jax.training.distributed import join
+join("127.0.0.1:{port}", 1, 0)
+print(jax.config.values["jax_cuda_visible_devices"])
+"""
+
+
+@pytest.mark.process
+def test_a_process_whose_job_is_given_takes_every_device_under_a_launcher_too(monkeypatch):
+    monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "0.0;tcp://127.0.0.1:1")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
+    done = python("-c", JOIN.format(port=free_port()))
+    assert done.stdout == "all\n", done.stderr
 
 
 @pytest.mark.process
