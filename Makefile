@@ -37,7 +37,7 @@ bench: $(VENV)/test
 	$(BIN)/python benchmarks/bench.py
 
 clean:
-	rm -rf $(VENV) .cache runs build *.egg-info
+	rm -rf $(VENV) .cache runs dist
 
 # The tested versions, into a virtual environment that all targets share.
 $(VENV)/demo: WHAT := --editable ".[train,torch]"
