@@ -25,9 +25,16 @@ PYTHON = [block for language, block in BLOCKS if language == "python"]
 SMALL = {
     "lma_jax.train": ("--config.dataset=digits", "--config.val_split=test", "--config.model=resnet10_lma", *SHORT),
     "convert.to_jax": ("--model=resnet10_lma",),
-    "convert.flops": ("--model=resnet10_lma", "--input_size=32"),
+    "convert.flops": ("--model=resnet10_lma", "--input_size=32", "--framework=torch"),
     "convert.table1": ("--rows=resnet18_lma", "--quick"),
-    "convert.fps": ("--model=resnet10_lma", "--batch_size=1", "--image_size=32", "--steps=1", "--modes=eager"),
+    "convert.fps": (
+        "--model=resnet10_lma",
+        "--batch_size=1",
+        "--image_size=32",
+        "--steps=1",
+        "--framework=torch",
+        "--modes=eager",
+    ),
 }
 # What the README writes in angle brackets.
 GIVEN = {
