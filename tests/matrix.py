@@ -1,7 +1,6 @@
 """Runs the short check on each Python with the oldest and the newest packages that are allowed: make matrix
 
-Prints a Markdown table. Environments and results stay in .cache/matrix: a run that is stopped goes on, and what has not
-changed is not checked again.
+Prints a Markdown table. The environments stay in .cache/matrix, so that a run that was stopped goes on.
 """
 
 import json
@@ -25,12 +24,11 @@ def interpreter(version: str) -> str | None:
     return str(found[-1]) if found else shutil.which(f"python{version}")
 
 
-def oldest() -> list[str]:
-    """The lower end of every range of `train`, as constraints."""
+def ranges() -> list[str]:
+    """The versions that the commands allow."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    ranges = project["dependencies"] + extras["jax"] + extras["torch"] + extras["train"]
-    return sorted({one.replace(">=", "==") for one in ranges if ">=" in one})
+    return sorted({one for one in project["dependencies"] + extras["jax"] + extras["train"] if ">=" in one})
 
 
 def cpu_torch() -> str:
@@ -43,44 +41,43 @@ def install(folder: Path, python: str, constraints: list[str]) -> None:
     """Makes an environment with `train`, and with PyTorch where there is a build for CPUs."""
     subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
     (folder / "constraints.txt").write_text("\n".join(constraints))
-    pip = [folder / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
-    subprocess.run([*pip, "--constraint", folder / "constraints.txt", f"{ROOT}[train]"], check=True)
+    pip = [str(folder / "bin/python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+    subprocess.run([*pip, "--constraint", str(folder / "constraints.txt"), f"{ROOT}[train]"], check=True)
     subprocess.run([*pip, cpu_torch()], stderr=subprocess.DEVNULL)
 
 
 def versions(folder: Path) -> dict[str, str]:
     """The packages of an environment."""
-    command = [folder / "bin/python", "-m", "pip", "list", "--format=json"]
+    command = [str(folder / "bin/python"), "-m", "pip", "list", "--format=json"]
     return {package["name"]: package["version"] for package in json.loads(subprocess.check_output(command))}
 
 
 def check(folder: Path) -> str:
     """The last line of the short check."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    command = [folder / "bin/python", "-m", "tests.helpers.smoke"]
+    command = [str(folder / "bin/python"), "-m", "tests.helpers.smoke"]
     with (folder / "log.txt").open("w") as log:
         code = subprocess.call(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
     last = (folder / "log.txt").read_text().splitlines()[-1]
     return last if code == 0 else f"**{last}**"
 
 
-def row(version: str, ages: str, constraints: list[str]) -> str:
-    """A row of the table, checked anew only if the project has changed."""
-    folder = CACHE / f"{version}-{ages}"
-    result, state = folder / "result.json", (ROOT / "pyproject.toml").read_text()
-    known = json.loads(result.read_text()) if result.exists() else {}
-    if known.get("pyproject") != state:
-        python = interpreter(version)
-        if python is None:
-            return f"| {version} | {ages} |" + " |" * len(SHOWN) + " no such Python here |"
+def row(version: str, packages: str) -> str:
+    """A row of the table. Its environment is made anew only if the ranges have changed."""
+    python, folder = interpreter(version), CACHE / f"{version}-{packages}"
+    if python is None:
+        return f"| {version} | {packages} |{' |' * len(SHOWN)} no such Python here |"
+    made = folder / "made.json"
+    known = json.loads(made.read_text()) if made.exists() else {}
+    if known.get("ranges") != ranges():
+        constraints = [one.replace(">=", "==") for one in ranges()] if packages == "oldest" else []
         try:
             install(folder, python, constraints)
-            found, outcome = versions(folder), check(folder)
         except subprocess.CalledProcessError:
-            found, outcome = {}, "**not installable**"
-        known = {"pyproject": state, "outcome": outcome, "versions": found}
-        result.write_text(json.dumps(known))
-    cells = [version, ages, *(known["versions"].get(name, "none") for name in SHOWN), known["outcome"]]
+            return f"| {version} | {packages} |{' |' * len(SHOWN)} **not installable** |"
+        known = {"ranges": ranges(), "versions": versions(folder)}
+        made.write_text(json.dumps(known))
+    cells = [version, packages, *(known["versions"].get(name, "none") for name in SHOWN), check(folder)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -88,8 +85,8 @@ def main() -> None:
     print("| Python | packages |", *(f"{name} |" for name in SHOWN), "result |")
     print("|---" * (len(SHOWN) + 3) + "|", flush=True)
     for version in PYTHONS:
-        for ages, constraints in (("oldest", oldest()), ("newest", [])):
-            print(row(version, ages, constraints), flush=True)
+        for packages in ("oldest", "newest"):
+            print(row(version, packages), flush=True)
 
 
 if __name__ == "__main__":
