@@ -1,6 +1,7 @@
 # make demo: trains, evaluates, exports and verifies LMA-ResNet-18 on the embedded digits, in a few minutes on a CPU
 # make check: lint, types and the tests without processes and whole networks, for the inner loop
 # make test: every check that CI runs
+# make matrix: a short check on Python 3.11 to 3.13 with the oldest and the newest packages that are allowed
 # make bench: the speed of the main parts against benchmarks/baseline.json
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/digits
 
-.PHONY: demo check test lint bench clean
+.PHONY: demo check test lint matrix bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m lma_jax.train --config configs/digits.py --workdir $(RUN)
@@ -33,11 +34,14 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+matrix:
+	$(PYTHON) tests/matrix.py
+
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/bench.py
 
 clean:
-	rm -rf $(VENV) .cache runs build *.egg-info
+	rm -rf $(VENV) .cache runs dist
 
 # The tested versions, into a virtual environment that all targets share.
 $(VENV)/demo: WHAT := --editable ".[train,torch]"

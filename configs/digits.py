@@ -7,11 +7,11 @@ Expected: above 98 % top-1 on the 360 held-out digits.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from lma_jax import recipes
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
+    config = recipes.load("common")
     config.model = "resnet18_lma"
     config.dtype = "float32"
     config.dataset = "digits"

@@ -8,10 +8,10 @@ ResNets are trained as configs/resnet50_lma.py is, MobileNetV2 as configs/mobile
 
 from ml_collections import ConfigDict
 
-from configs import common, mobilenetv2_lma
+from lma_jax import recipes
 
 
 def get_config(model: str = "resnet50_lma") -> ConfigDict:
-    config = mobilenetv2_lma.get_config() if model.startswith("mobilenetv2") else common.get_config()
+    config = recipes.load("mobilenetv2_lma" if model.startswith("mobilenetv2") else "common")
     config.model = model
     return config

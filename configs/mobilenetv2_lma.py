@@ -8,11 +8,11 @@ Hardware: 1 to 4 GPUs. Expected: 72.98 % top-1 and 91.23 % top-5 (the paper's Ta
 
 from ml_collections import ConfigDict
 
-from configs import common
+from lma_jax import recipes
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
+    config = recipes.load("common")
     config.model = "mobilenetv2_lma"
     config.batch_size = 96
     config.eval_batch_size = 96

@@ -7,10 +7,10 @@ Hardware: 4 GPUs with 64 images each, as in the paper. Expected: no result in th
 
 from ml_collections import ConfigDict
 
-from configs import common
+from lma_jax import recipes
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
+    config = recipes.load("common")
     config.model = "resnet152_lma"
     return config

@@ -9,11 +9,11 @@ Hardware: 4 GPUs with 512 images each. Expected: the paper reports 78.1 % top-1 
 
 from ml_collections import ConfigDict
 
-from configs import common
+from lma_jax import recipes
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
+    config = recipes.load("common")
     config.model = "resnet50_lma"
     config.train_image_size = 160
     config.resize_size = 235  # 224 are 95 % of it

@@ -1,7 +1,7 @@
 """Exports a checkpoint as a JAX function: python -m convert.to_stablehlo --checkpoint runs/r50 --output r50.stablehlo
 
-The file runs wherever JAX does, without this package, on batches of any size. It is a zip of `function`, which
-jax.export.deserialize reads, and metadata.json. The network is verified layer by layer before it is written.
+The file runs where jax and flatbuffers are, without this package, on batches of any size. It is a zip of `function`,
+which jax.export.deserialize reads, and metadata.json. The network is verified layer by layer before it is written.
 """
 
 from pathlib import Path

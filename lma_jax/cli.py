@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
 
-from lma_jax import output
+from lma_jax import output, recipes
 from lma_jax.errors import DISTRIBUTIONS, InterruptedRun, UserError, nearest, one_line
 from lma_jax.signals import INTERRUPTED
 
@@ -67,6 +67,9 @@ def run(main: Callable[[], None], define_flags: Callable[[], None], *, prints_pr
             try:
                 define_flags()
                 app.run(guarded, flags_parser=_parse_flags)
+            except ModuleNotFoundError as error:
+                _fail_on_missing_package(error)
+                raise
             except flags.Error as error:  # a --flagfile that cannot be opened
                 _fail(error)
             except KeyboardInterrupt:
@@ -93,10 +96,12 @@ def define_force() -> None:
 
 
 def define_config() -> None:
-    """Adds --config, a Python file with get_config(), and --config.<key> for each of its keys."""
+    """Adds --config, a recipe's name or a Python file with get_config(), and --config.<key> for each of its keys."""
     from ml_collections import config_flags
 
-    config_flags.DEFINE_config_file("config", None, "Recipe to train, such as configs/resnet50_lma.py.")
+    config_flags.DEFINE_config_file(
+        "config", None, f"Recipe to train, a file such as folder/mine.py or one of {', '.join(recipes.list_recipes())}."
+    )
     flags.declare_key_flag("config")
     flags.FLAGS["config"].parser = _ConfigParser()
 
@@ -111,7 +116,7 @@ def load_config() -> "tuple[ConfigDict, str]":
 
     config = flags.FLAGS.config
     if config is None:
-        raise UserError("no recipe given: add --config=configs/<name>.py")
+        raise UserError("no recipe given: add --config=<name or file> (see --help)")
     path = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
     return config, path.stem
 
@@ -148,13 +153,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 class _ConfigParser(flags.ArgumentParser):
-    """Loads <file>.py or <file>.py:<argument of get_config>, once; it keeps the config of an unsuccessful parse."""
+    """Loads a recipe, by name or file, or <recipe>:<argument of get_config>, once.
+
+    It keeps the config of an unsuccessful parse.
+    """
 
     config: Any = None
 
     def parse(self, argument: str) -> "ConfigDict":
-        name, colon, argument = argument.partition(":")
-        _require_config_file(Path(name))
+        name, colon, argument = recipes.find(argument).partition(":")
         try:
             get_config = runpy.run_path(name).get("get_config")
             self.config = get_config(*([argument] if colon else [])) if callable(get_config) else None
@@ -172,17 +179,6 @@ def _place(error: BaseException, path: str) -> str:
         return f"{error.filename or path}, line {error.lineno}" if error.lineno else path
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     return f"{path}, line {lines[-1]}" if lines else path
-
-
-def _require_config_file(path: Path) -> None:
-    if path.is_file() and path.suffix != ".py":
-        raise UserError(f"{path} is no config: it must be a Python file with a function get_config()")
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no config: it is no regular file")
-    if not path.is_file():
-        recipes = [str(recipe) for recipe in path.parent.glob("*.py")]
-        hint = f", did you mean {nearest(str(path), recipes)}?" if recipes else ""
-        raise UserError(f"config file {path} does not exist{hint}")
 
 
 def _require_config_dict(config: Any, path: str) -> None:

@@ -12,8 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from configs import common
-from lma_jax import create_model
+from lma_jax import create_model, recipes
 from lma_jax.data.batch import batch_spec
 from lma_jax.definition import split
 from lma_jax.preprocessing import preprocessing_from
@@ -79,7 +78,7 @@ def compiled_step(model: str, devices: int, *, batch_norm: str = "local") -> tup
     Returns:
         The text of the program, and the bytes that it must sum, by what they are.
     """
-    config = common.get_config()
+    config = recipes.load("common")
     config.update(model=model, batch_norm=batch_norm, image_size=IMAGE_SIZE, batch_size=4 * devices)
     mesh = data_mesh(jax.devices()[:devices])
     options = dict(dtype=config.dtype, batch_norm=batch_norm, seed=config.seed)

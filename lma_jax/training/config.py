@@ -216,7 +216,7 @@ def differences(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
 
 def _require(config: ConfigDict, name: str, key: Key) -> None:
     if name not in config:
-        raise UserError(f"the config has no key {name!r} ({key.description}): start it from configs/common.py")
+        raise UserError(f"the config has no key {name!r} ({key.description}): start it from the recipe common")
     value = _value(config, name)
     try:
         accepted = key.kind.check(value)

@@ -112,7 +112,7 @@ def test_verification_fails_where_one_weight_differs(workdir, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "no recipe given: add --config=configs/<name>.py"),
+        ([], "no recipe given: add --config=<name or file> (see --help)"),
         (["--config=configs/digit.py", "--config.epochs=1"], "did you mean configs/digits.py?"),
         (["--config=README.md"], "README.md is no config"),
         ([TINY[0], "--config.batch_sise=3"], "no key 'batch_sise', did you mean 'batch_size'?"),

@@ -143,10 +143,17 @@ def test_a_program_that_differs_is_not_exported(pair):
             convert.export.program.checked_metadata(pair, partial(other_program, wrong), fold=False)
 
 
-def test_onnx_says_which_package_is_missing(pair, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="ONNX needs onnxruntime: pip install"):
-        export(pair, tmp_path / "network.onnx")
+@pytest.mark.parametrize(
+    ("suffix", "package", "expected"),
+    [
+        ("onnx", "onnxruntime", "ONNX needs onnxruntime: pip install"),
+        ("stablehlo", "flatbuffers", "needs flatbuffers: pip install flatbuffers"),
+    ],
+)
+def test_an_export_says_which_package_is_missing(suffix, package, expected, pair, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=expected):
+        export(pair, tmp_path / f"network.{suffix}")
     assert list(tmp_path.iterdir()) == []
 
 

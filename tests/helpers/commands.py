@@ -85,10 +85,9 @@ def free_port() -> int:
 
 
 # Importing the libraries takes longer than most commands. So commands are forked from a process that has imported them,
-# and nothing of this project.
-LIBRARIES = ["flax.nnx", "grain", "ml_collections", "optax", "tensorflow_datasets", "tensorstore", "torch"]
+# and nothing of this project, where the packages that the README's install does not bring are hidden.
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(LIBRARIES)
+_forks.set_forkserver_preload(["tests.helpers.preload"])
 
 
 class Command:
@@ -144,9 +143,12 @@ def _main(
     os.environ.update(environment)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
+    from tests.helpers.preload import HIDER
+
     sys.argv[1:] = arguments
-    if setup is not None:
+    if setup is not None:  # it may use what the tests need
         setup()
+    HIDER.hide()
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:

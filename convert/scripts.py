@@ -1,0 +1,11 @@
+"""The console scripts: lma-to-torch does what python -m convert.to_torch does, and so on."""
+
+from lma_jax.scripts import script
+
+to_torch = script("convert.to_torch")
+to_stablehlo = script("convert.to_stablehlo")
+to_jax = script("convert.to_jax")
+verify = script("convert.verify")
+flops = script("convert.flops")
+fps = script("convert.fps")
+table1 = script("convert.table1")
