@@ -209,7 +209,7 @@ def conv(
     )
 
 
-def head(features: int, num_classes: int, **options: Any) -> "nnx.Linear | Identity":
+def head(features: int, num_classes: int, **options: Any) -> Any:
     """The linear layer to `num_classes` logits; with 0 classes none: the features are the output, as in timm.
 
     Raises:
