@@ -100,7 +100,7 @@ def activation_map(
 def earlier_layer(model: Any, images: jax.Array) -> str | None:
     """The last layer of the last feature map of at least 4 x 4, where the very last is a single pixel; else None."""
     size = max(images.shape[1:3])
-    if not isinstance(model, Network) or size > model.feature_info[-1]["reduction"]:
+    if not (isinstance(model, Network) and hasattr(model, "maps")) or size > model.feature_info[-1]["reduction"]:
         return None
     large = [info["module"] for info in model.feature_info if size > 3 * info["reduction"]]
     return large[-1] if large else None

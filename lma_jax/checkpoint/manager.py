@@ -59,7 +59,8 @@ class Checkpoints:
         if self._writes:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                clean_up(self._folder)
+                with files.plain_name(self._folder):  # or it is refused before anything is computed
+                    clean_up(self._folder)
             except OSError as error:
                 raise UserError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
             self._open()

@@ -72,15 +72,15 @@ def test_damaged_checkpoints_and_leftovers_do_not_pile_up(tmp_path):
 def test_nothing_is_deleted_while_the_disk_does_not_answer(tmp_path, monkeypatch):
     for step in (1, 2, 3):
         save_and_end(tmp_path, step, 100.0 - step, keep=9)
-    read_text = Path.read_text
+    read_bytes = Path.read_bytes
 
     def unreadable(path, *arguments, **options):
         if path.parts[-3] == "1":
             raise OSError(5, "Input/output error")
-        return read_text(path, *arguments, **options)
+        return read_bytes(path, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", unreadable)
+        patch.setattr(Path, "read_bytes", unreadable)
         save_and_end(tmp_path, 4, 0.0, keep=1)
         assert names(tmp_path) == ["1", "2", "3", "4"]
     save_and_end(tmp_path, 5, 0.0, keep=1)
