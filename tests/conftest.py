@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from importlib.metadata import version
@@ -34,6 +35,11 @@ import lma_jax
 import lma_jax.layers
 import lma_jax.profiles
 from lma_jax.attention import channel, mixed
+
+# Under nohup or in the background of a script, these two are ignored, also by the commands that tests start and stop.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # The fuzzers: the same cases in every run, a few seconds of them; by hand HYPOTHESIS_PROFILE=long, with new ones.
 _fuzzing: dict[str, Any] = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
