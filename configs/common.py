@@ -36,7 +36,8 @@ def get_config() -> ConfigDict:
     # pixels
     config.image_size = IMAGENET.image_size
     config.train_image_size = config.get_ref("image_size")
-    config.resize_size = IMAGENET.resize_size
+    # The same share of the image for every size: 256 for 224.
+    config.resize_size = config.get_ref("image_size") * IMAGENET.resize_size // IMAGENET.image_size
     config.crop_scale = (0.08, 1.0)
     config.flip = True
     config.rand_augment = 0.0

@@ -36,6 +36,9 @@ import lma_jax.layers
 import lma_jax.profiles
 from lma_jax.attention import channel, mixed
 
+# It hides packages where it is imported, which is meant for the process that commands are forked from.
+collect_ignore = ["helpers/preload.py"]
+
 # Under nohup or in the background of a script, these two are ignored, also by the commands that tests start and stop.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) == signal.SIG_IGN:

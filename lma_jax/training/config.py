@@ -203,6 +203,19 @@ def validate(config: ConfigDict) -> None:
     _require_memory(config)
 
 
+def doubts(config: ConfigDict) -> list[str]:
+    """What is allowed but hardly meant, a line for each."""
+    share = config.image_size / config.resize_size
+    return [
+        f"evaluation sees the central {100 * share:.0f} % of the shorter side only: config.image_size="
+        f"{config.image_size} of config.resize_size={config.resize_size}"
+    ] * (share < LEAST_SHARE)
+
+
+# Of the shorter side, below which a centre crop of evaluation gets a warning; the usual ones are 0.87 to 1.
+LEAST_SHARE = 0.8
+
+
 def differences(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
     """The keys that affect the result and whose values differ from `saved`, with both values."""
     current = json.loads(json.dumps(config.to_dict()))

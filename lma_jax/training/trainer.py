@@ -22,11 +22,11 @@ from lma_jax.data.loader import Timed, eval_batches, reading_from, to_device, tr
 from lma_jax.data.sources import changes, open_source
 from lma_jax.data.transforms import augmentation_from
 from lma_jax.definition import Definition
-from lma_jax.errors import InterruptedRun, LostWorker, UserError
+from lma_jax.errors import InterruptedRun, LostWorker, UserError, warn
 from lma_jax.flops import count_macs
 from lma_jax.preprocessing import preprocessing_from
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
-from lma_jax.training.config import differences, validate
+from lma_jax.training.config import differences, doubts, validate
 from lma_jax.training.distributed import StopSignal, of_first_process, sole_writer_of_job
 from lma_jax.training.evaluation import evaluate
 from lma_jax.training.initial import load_initial
@@ -61,6 +61,8 @@ class Trainer:
 
     def __init__(self, config: ConfigDict, workdir: Path, *, change_config: bool = False, profile: bool = False):
         validate(config)
+        for line in doubts(config) if jax.process_index() == 0 else ():
+            warn(line)
         self.config = config
         self.workdir = workdir
         self.change_config = change_config

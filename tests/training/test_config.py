@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import common
 from lma_jax.errors import UserError
 from lma_jax.preprocessing import IMAGENET, preprocessing_from
-from lma_jax.training.config import KEYS, differences, validate
+from lma_jax.training.config import KEYS, differences, doubts, validate
 from lma_jax.training.schedule import EpochClock, eval_steps, learning_rate_schedule
 from lma_jax.training.trainer import Trainer
 from tests.helpers.commands import ROOT
@@ -207,3 +207,14 @@ def test_every_recipe_names_its_command():
         assert f"python -m lma_jax.train --config configs/{recipe}.py" in text
         assert "Hardware: " in text
         assert "Expected: " in text
+
+
+def test_evaluation_sees_the_same_share_of_an_image_at_every_size_and_a_small_one_is_pointed_out():
+    config = common.get_config()
+    assert (config.resize_size, doubts(config)) == (256, [])
+    config.image_size = 32
+    assert (config.resize_size, doubts(config)) == (36, [])
+    config.resize_size = 256
+    assert doubts(config) == [
+        "evaluation sees the central 12 % of the shorter side only: config.image_size=32 of config.resize_size=256"
+    ]
