@@ -2,7 +2,7 @@
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,8 +96,6 @@ def create_model(
     name: str,
     *,
     num_classes: int = 1000,
-    features_only: bool = False,
-    out_indices: int | Sequence[int] | None = None,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
@@ -108,9 +106,6 @@ def create_model(
     Args:
         name: one of `list_models()`.
         num_classes: size of the output; with 0 there is no head, and the pooled features (N, num_features) come out.
-        features_only: return the list of the feature maps C1 to C5 instead of logits, for detection and segmentation;
-            `model.feature_info` has their channels and strides.
-        out_indices: which of these maps, 0 to 4, or how many of the last; all by default.
         dtype: computation dtype; by default that of the input and the parameters.
         param_dtype: dtype of the parameters.
         rngs: the stream `params` initialises the weights; MobileNetV2's dropout draws from `dropout`.
@@ -118,13 +113,13 @@ def create_model(
 
     Raises:
         ValueError: no such name (the message gives the nearest one), a pair that does not exist (it says why), no such
-            option or feature map, or a `num_classes` that is no whole number from 0.
+            option, or a `num_classes` that is no whole number from 0.
     """
     if problem := problem_with(name):
         raise ValueError(problem)
     backbone, attention = parts_of(name)
     require_options(backbone, backbone_options)
-    model = BACKBONES[backbone].build(
+    return BACKBONES[backbone].build(
         num_classes=num_classes,
         attention=placement_of(backbone, attention) if attention else None,
         dtype=dtype,
@@ -132,6 +127,3 @@ def create_model(
         rngs=rngs,
         **backbone_options,
     )
-    if features_only:
-        model.select_features(out_indices)
-    return model

@@ -27,10 +27,13 @@ def create_model(
             torchvision, of timm or of the paper's authors. The first convolution is adapted to `in_chans`.
         num_classes: size of the output, by default that of the weights, or 1000. A classifier of another size than
             theirs starts anew.
-        features_only, out_indices, **options: see `registry.create_model`.
+        features_only: return the list of the feature maps C1 to C5 instead of logits, for detection and segmentation;
+            `model.feature_info` has their channels and strides.
+        out_indices: which of these maps, 0 to 4, or how many of the last; all by default.
+        **options: see `registry.create_model`.
 
     Raises:
-        ValueError: see `registry.create_model`, or the weights are those of another network.
+        ValueError: see `registry.create_model`, no such feature map, or the weights are those of another network.
         lma_jax.errors.UserError: the weights are missing or damaged, or a package is missing.
     """
     pretrained, classes = None, 1000 if num_classes is None else num_classes

@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -98,8 +98,6 @@ def create_model(
     name: str,
     *,
     num_classes: int = 1000,
-    features_only: bool = False,
-    out_indices: int | Sequence[int] | None = None,
     device: Any = None,
     dtype: Any = None,
     **backbone_options: Any,
@@ -109,28 +107,22 @@ def create_model(
     Args:
         name: one of `list_models()`.
         num_classes: size of the output; with 0 there is no head, and the pooled features (N, num_features) come out.
-        features_only: return the list of the feature maps C1 to C5 instead of logits, for detection and segmentation;
-            `model.feature_info` has their channels and strides.
-        out_indices: which of these maps, 0 to 4, or how many of the last; all by default.
         device: device of the parameters.
         dtype: dtype of the parameters.
         **backbone_options: further options of the backbone: `in_chans`, `output_stride`, ... (see ResNet, MobileNetV2).
 
     Raises:
         ValueError: no such name (the message gives the nearest one), a pair that does not exist (it says why), no such
-            option or feature map, or a `num_classes` that is no whole number from 0.
+            option, or a `num_classes` that is no whole number from 0.
     """
     if problem := problem_with(name):
         raise ValueError(problem)
     backbone, attention = parts_of(name)
     require_options(backbone, backbone_options)
-    model = BACKBONES[backbone].build(
+    return BACKBONES[backbone].build(
         num_classes=num_classes,
         attention=placement_of(backbone, attention) if attention else None,
         device=device,
         dtype=dtype,
         **backbone_options,
     )
-    if features_only:
-        model.select_features(out_indices)
-    return model

@@ -19,8 +19,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lma_jax.checkpoint.lock import sole_writer
 from lma_jax.errors import InterruptedRun, LostWorker, UserError
 from lma_jax.sharding import steps_ahead
-from lma_jax.signals import heeded
-from lma_jax.training.watch import RESTART, XLA_HEARTBEAT_TIMEOUT, PeerWatch, processes, xla_defers_to
+from lma_jax.signals import INTERRUPTED, heeded
+from lma_jax.training.watch import XLA_HEARTBEAT_TIMEOUT, PeerWatch, processes, xla_defers_to
 
 # Seconds within which a second signal is the first one, sent twice: by a scheduler, or to a group and its leader.
 MOMENT = 1.0
@@ -73,7 +73,7 @@ def ending_together() -> Iterator[None]:
         if isinstance(error, UserError):
             _peers.fail(reason, 2)
         if isinstance(error, LostWorker):
-            _peers.fail(reason, RESTART)
+            _peers.fail(reason, INTERRUPTED)
         if isinstance(error, RuntimeError | ValueError) and re.search(LOST_PEER, reason, re.IGNORECASE):
             _peers.lose(reason[:200])
         traceback.print_exc()

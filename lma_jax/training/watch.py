@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 from jax._src import distributed
 
-# "Try again" in sysexits.h, as for a run that a signal stopped.
-RESTART = 75
+from lma_jax.signals import INTERRUPTED
+
 # Seconds between signs of life of the processes of a job, and without one after which a process is lost.
 BEAT = 1.0
 LOST_AFTER = 20.0
@@ -125,7 +125,7 @@ class StepWatch:
         end(
             f"error: {this_process()} has made no step for {self._minutes:g} minutes (config.step_timeout); {stacks}; "
             f"{RESUMES}",
-            RESTART,
+            INTERRUPTED,
         )
 
 
@@ -191,7 +191,7 @@ class PeerWatch:
             ranks = [0]  # no counter arrives without it
         places = [f"process {number} ({self._beats[number].partition(' ')[2]})" for number in ranks[:5]]
         lost = " and ".join(places) or "another process"
-        end(f"error: {this_process()} ends because {lost} {what}; {RESUMES}", RESTART)
+        end(f"error: {this_process()} ends because {lost} {what}; {RESUMES}", INTERRUPTED)
 
 
 @contextlib.contextmanager
