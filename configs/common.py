@@ -20,6 +20,11 @@ def get_config() -> ConfigDict:
     config.model = "resnet50_lma"
     config.init_from = ""
     config.warm_start = ""
+    config.stem = "imagenet"
+    config.width = 64
+    config.width_mult = 1.0
+    config.drop_path = 0.0
+    config.zero_init_residual = False
     config.seed = 0
     config.dtype = "bfloat16"
     config.batch_norm = "local"
@@ -39,6 +44,7 @@ def get_config() -> ConfigDict:
     # The same share of the image for every size: 256 for 224.
     config.resize_size = config.get_ref("image_size") * IMAGENET.resize_size // IMAGENET.image_size
     config.crop_scale = (0.08, 1.0)
+    config.crop_padding = 0
     config.flip = True
     config.rand_augment = 0.0
     config.mean = IMAGENET.mean

@@ -49,14 +49,15 @@ def import_weights(weights: Path, workdir: Path, *, model: str | None = None) ->
     file = open_weights(weights)
     described = file.metadata
     try:
-        name, num_classes = recognise(file.tensors, name=model)
-        network = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, rngs=nnx.Rngs(0)))
+        name, options = recognise(file.tensors, name=model)
+        network = nnx.eval_shape(lambda: create_model(name, **options, rngs=nnx.Rngs(0)))
         require_fit(network, file.tensors)
+        num_classes = options.pop("num_classes")
         metadata = Metadata(
             model=name,
             num_classes=num_classes,
             class_names=_class_names(described, num_classes),
-            config={**EVALUATION, **_loss(described), "model": name, **vars(_preprocessing(described))},
+            config={**EVALUATION, **_loss(described), "model": name, **options, **vars(_preprocessing(described))},
             imported_from=str(weights.absolute()),
         )
     except (UserError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,13 +44,13 @@ def random_pair(name: str) -> Pair:
         jax_model = nnx.jit(lambda: lma_jax.create_model(name, rngs=nnx.Rngs(0)))()
     except ValueError as error:
         raise UserError(str(error)) from error
-    return Pair(jax_model, _torch_model(name, 1000, to_torch(jax_model)), IMAGENET)
+    return Pair(jax_model, _torch_model(name, to_torch(jax_model), 1000), IMAGENET)
 
 
 def restored_pair(checkpoint: Checkpoint) -> Pair:
     """The network of a checkpoint, with its weights in both frameworks."""
     metadata, jax_model = checkpoint.metadata, restore_model(checkpoint)
-    torch_model = _torch_model(metadata.model, metadata.num_classes, to_torch(jax_model))
+    torch_model = _torch_model(metadata.model, to_torch(jax_model), metadata.num_classes, **metadata.model_options)
     return Pair(jax_model, torch_model, metadata.preprocessing)
 
 
@@ -63,7 +64,7 @@ def exported_pair(checkpoint: Checkpoint, weights: Path) -> Pair:
     try:
         require_fit(jax_model, file.tensors)
         tensors = {key: to_tensor(array) for key, array in file.read().items()}
-        torch_model = _torch_model(metadata.model, metadata.num_classes, tensors)
+        torch_model = _torch_model(metadata.model, tensors, metadata.num_classes, **metadata.model_options)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{weights} does not fit the checkpoint, a {metadata.model}: {error}") from error
     return Pair(jax_model, torch_model, metadata.preprocessing)
@@ -89,8 +90,8 @@ def images_for(preprocessing: Preprocessing, *, count: int, folder: str | None =
     return np.asarray(normalize(jnp.stack(pixels), preprocessing))
 
 
-def _torch_model(name: str, num_classes: int, state_dict: dict[str, torch.Tensor]) -> torch.nn.Module:
+def _torch_model(name: str, state_dict: dict[str, torch.Tensor], num_classes: int, **options: Any) -> torch.nn.Module:
     """A network of lma_torch with these weights; a RuntimeError if they do not fit."""
-    model = lma_torch.create_model(name, num_classes=num_classes, device="meta")
+    model = lma_torch.create_model(name, num_classes=num_classes, device="meta", **options)
     model.load_state_dict(state_dict, assign=True)
     return model

@@ -1,7 +1,7 @@
 """Networks with the weights of a run or of a file. Only runs need JAX, and only .pth files PyTorch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,8 @@ def create_model(
     Args:
         name: one of `list_models()`.
         weights: a run folder of lma_jax (its newest checkpoint), or a .safetensors or .pth file of this project, of
-            torchvision, of timm or of the paper's authors. The first convolution is adapted to `in_chans`.
+            torchvision, of timm or of the paper's authors. Stem and width are theirs unless `options` say otherwise,
+            and the first convolution is adapted to `in_chans`.
         num_classes: size of the output, by default that of the weights, or 1000. A classifier of another size than
             theirs starts anew.
         features_only: return the list of the feature maps C1 to C5 instead of logits, for detection and segmentation;
@@ -52,7 +53,8 @@ def create_model(
 
     pretrained, classes = None, 1000 if num_classes is None else num_classes
     if weights is not None:
-        pretrained, classes = read_pretrained(weights, in_chans=options.get("in_chans", 3))
+        pretrained, shown, classes = read_pretrained(weights, in_chans=options.get("in_chans", 3))
+        options = {**registry.recorded_options(name, shown), **options}
     model = registry.create_model(name, num_classes=classes, rngs=rngs, **options)
     if pretrained is not None:
         from_state_dict(model, pretrained)
@@ -63,11 +65,11 @@ def create_model(
     return model
 
 
-def read_pretrained(source: str | Path, *, in_chans: int) -> tuple[StateDict, int]:
+def read_pretrained(source: str | Path, *, in_chans: int) -> tuple[StateDict, dict[str, Any], int]:
     """The weights, by PyTorch's names, of a run folder (its newest checkpoint) or of a file, for images of `in_chans`.
 
     Returns:
-        The weights, and the number of their classes, 0 if they have no classifier.
+        The weights, the options that they show, and the number of their classes, 0 if they have no classifier.
 
     Raises:
         UserError: they are missing or damaged, or a package is missing.
@@ -75,7 +77,26 @@ def read_pretrained(source: str | Path, *, in_chans: int) -> tuple[StateDict, in
     path = Path(source)
     weights = read_weights(path)[0] if path.suffix in SUFFIXES else _of_run(path)
     adapted = {key: adapt_input(weights[key], in_chans) for key in INPUTS if key in weights}
-    return {**weights, **adapted}, next((len(weights[key]) for key in HEADS if key in weights), 0)
+    num_classes = next((len(weights[key]) for key in HEADS if key in weights), 0)
+    return {**weights, **adapted}, options_of(weights), num_classes
+
+
+def options_of(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a network that the shapes of its weights show.
+
+    Args:
+        tensors: arrays or tensors, or what is known of them, by PyTorch's names.
+
+    Returns:
+        A ResNet's `stem` and `width`, MobileNetV2's `width_mult` (exact for multiples of 1/40, as all published are).
+    """
+    shapes = {key: tuple(tensors[key].shape) for key in ("conv1.weight", "features.18.0.weight") if key in tensors}
+    match shapes:
+        case {"conv1.weight": (width, _, side, _)}:
+            return {"width": width, "stem": "small" if side == 3 else "imagenet"}
+        case {"features.18.0.weight": (_, channels, _, _)}:
+            return {"width_mult": channels / 320}
+    return {}
 
 
 def adapt_input(kernel: np.ndarray, in_chans: int) -> np.ndarray:

@@ -24,7 +24,8 @@ def create_model(
     Args:
         name: one of `list_models()`.
         weights: a run folder of lma_jax (its newest checkpoint), or a .safetensors or .pth file of this project, of
-            torchvision, of timm or of the paper's authors. The first convolution is adapted to `in_chans`.
+            torchvision, of timm or of the paper's authors. Stem and width are theirs unless `options` say otherwise,
+            and the first convolution is adapted to `in_chans`.
         num_classes: size of the output, by default that of the weights, or 1000. A classifier of another size than
             theirs starts anew.
         features_only: return the list of the feature maps C1 to C5 instead of logits, for detection and segmentation;
@@ -38,7 +39,8 @@ def create_model(
     """
     pretrained, classes = None, 1000 if num_classes is None else num_classes
     if weights is not None:
-        pretrained, classes = read_pretrained(weights, in_chans=options.get("in_chans", 3))
+        pretrained, shown, classes = read_pretrained(weights, in_chans=options.get("in_chans", 3))
+        options = {**registry.recorded_options(name, shown), **options}
     model = registry.create_model(name, num_classes=classes, **options)
     if pretrained is not None:
         fill(model, pretrained)
@@ -49,13 +51,13 @@ def create_model(
     return model
 
 
-def read_pretrained(source: str | Path, *, in_chans: int) -> tuple[dict[str, Tensor], int]:
+def read_pretrained(source: str | Path, *, in_chans: int) -> tuple[dict[str, Tensor], dict[str, Any], int]:
     """As lma_jax.pretrained.read_pretrained, in tensors."""
     from lma_jax import pretrained
     from lma_jax.weight_files import to_tensor
 
-    weights, num_classes = pretrained.read_pretrained(source, in_chans=in_chans)
-    return {key: to_tensor(array) for key, array in weights.items()}, num_classes
+    weights, options, num_classes = pretrained.read_pretrained(source, in_chans=in_chans)
+    return {key: to_tensor(array) for key, array in weights.items()}, options, num_classes
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:

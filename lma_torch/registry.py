@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,6 +37,8 @@ def in_mobilenetv2(placements: Placements) -> Placement | Unavailable:
     return placements.mobilenetv2
 
 
+# The options of backbones that a recipe sets, and that checkpoints and exports record.
+RECORDED = ("stem", "width", "width_mult", "drop_path", "zero_init_residual")
 # To add a backbone, write its class and give it a line here.
 BACKBONES: dict[str, Backbone] = {
     **{name: Backbone(partial(ResNet, block, depths), in_resnet) for name, (block, depths) in DEPTHS.items()},
@@ -87,11 +89,31 @@ def require_options(backbone: str, options: Iterable[str]) -> None:
     Raises:
         ValueError: it has no such option; the nearest one is named.
     """
-    build: Any = BACKBONES[backbone].build
-    known = inspect.signature(getattr(build, "func", build).__init__).parameters
+    known = _parameters(backbone)
     for name in options:
         if name not in known:
             raise ValueError(f"{backbone} has no option {name!r}, did you mean {nearest(name, known)!r}?")
+
+
+def recorded_options(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options RECORDED of the network `name` among `values`, such as the metadata of an export, that are not the
+    default.
+
+    Those that its backbone does not have are left out.
+
+    Raises:
+        ValueError: no such network (the message gives the nearest one).
+    """
+    if problem := problem_with(name):
+        raise ValueError(problem)
+    known = _parameters(parts_of(name)[0])
+    given = {option: values[option] for option in RECORDED if option in values and option in known}
+    return {option: value for option, value in given.items() if value != known[option].default}
+
+
+def _parameters(backbone: str) -> Mapping[str, inspect.Parameter]:
+    build: Any = BACKBONES[backbone].build
+    return inspect.signature(getattr(build, "func", build).__init__).parameters
 
 
 def create_model(

@@ -20,7 +20,7 @@ class VerifiedPair:
     Attributes:
         jax_model, torch_model: the pair.
         images: random images of the network's size, (N, H, W, 3), N > 1, float64.
-        metadata: model, num_classes, class_names, preprocessing, loss, metrics, checkpoint, step, and
+        metadata: model, model_options, num_classes, class_names, preprocessing, loss, metrics, checkpoint, step, and
             verified, the summary of the verification; JSON can hold it.
     """
 
@@ -48,6 +48,7 @@ def verified_pair(checkpoint: Checkpoint, *, source: str) -> VerifiedPair:
         raise ArithmeticError("\n".join(verification.report(by_layer=True)))
     metadata = {
         "model": described.model,
+        "model_options": described.model_options,
         "num_classes": described.num_classes,
         "class_names": described.class_names,
         "preprocessing": asdict(pair.preprocessing),

@@ -15,6 +15,7 @@ import tensorstore as ts
 from lma_jax import files
 from lma_jax.errors import UserError, warn
 from lma_jax.preprocessing import Preprocessing, preprocessing_from
+from lma_jax.registry import recorded_options
 
 Arrays = dict[str, np.ndarray]
 # Bytes of the JSON item of a checkpoint: ten times those of a network with the classes of ImageNet-21k.
@@ -53,6 +54,11 @@ class Metadata:
     def preprocessing(self) -> Preprocessing:
         """The preprocessing of the config, which alone holds the image size, mean and standard deviation."""
         return preprocessing_from(self.config)
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """The further options of the network, of `create_model`, which the config alone holds."""
+        return recorded_options(self.model, self.config)
 
     def require_classes(self, names: Sequence[str], source: str) -> None:
         """Checks that data have the classes of the checkpoint, in the same order.

@@ -36,9 +36,12 @@ def restore_model(checkpoint: Checkpoint, *, dtype: Any = None, sharding: Shardi
 
     def build() -> nnx.Module:
         options: dict[str, Any] = dict(num_classes=metadata.num_classes, dtype=dtype, param_dtype=param_dtype)
-        return create_model(metadata.model, **options, rngs=nnx.Rngs(0))
+        return create_model(metadata.model, **options, **metadata.model_options, rngs=nnx.Rngs(0))
 
-    abstract, params, batch_stats = split(nnx.eval_shape(build))
+    try:
+        abstract, params, batch_stats = split(nnx.eval_shape(build))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{checkpoint} cannot be built with {metadata.model_options}: {error}") from error
     rng_state = jax.jit(lambda: split(build())[0].rng_state, out_shardings=sharding)()
     arrays, source = checkpoint.evaluated().arrays, str(checkpoint)
     return Definition(abstract.graphdef, rng_state).bind(

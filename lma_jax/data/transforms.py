@@ -13,7 +13,7 @@ from PIL import Image
 
 from lma_jax.data.augment import rand_augment
 from lma_jax.data.regions import decode_region
-from lma_jax.images import decode_pixels, jpeg_header, room_for
+from lma_jax.images import decode, decode_pixels, jpeg_header, room_for
 
 CROP_RATIO = (3 / 4, 4 / 3)
 
@@ -29,12 +29,15 @@ class Augmentation:
         crop_scale: smallest and largest area of the random crop, as fractions of the image's area.
         flip: whether each image is mirrored with probability 1/2.
         rand_augment: magnitude of RandAugment, 0 to 10; 0 disables it.
+        crop_padding: above 0, the random crop is that of small images instead: the whole image, its shorter side
+            resized to `image_size`, surrounded by so many black pixels, and a square of it.
     """
 
     image_size: int
     crop_scale: tuple[float, float]
     flip: bool
     rand_augment: float
+    crop_padding: int = 0
 
 
 def random_crop_box(width: int, height: int, rng: np.random.Generator, *, scale: tuple[float, float]) -> Box:
@@ -59,7 +62,7 @@ def random_crop_box(width: int, height: int, rng: np.random.Generator, *, scale:
 def train_image(
     encoded: bytes, rng: np.random.Generator, augmentation: Augmentation, *, intact: bool = False
 ) -> np.ndarray:
-    """Random crop, bilinear resize with antialiasing, and, as far as `augmentation` says, a flip and RandAugment.
+    """Random crop and bilinear resize with antialiasing, and, as far as `augmentation` says, a flip and RandAugment.
 
     Args:
         encoded: the image file.
@@ -75,7 +78,10 @@ def train_image(
         BadImageError: see `lma_jax.images.decode`.
     """
     with room_for(encoded):
-        pixels = _resize(_random_crop(encoded, rng, augmentation.crop_scale, intact), augmentation.image_size)
+        if augmentation.crop_padding:
+            pixels = _padded_crop(decode(encoded), rng, augmentation.image_size, augmentation.crop_padding)
+        else:
+            pixels = _resize(_random_crop(encoded, rng, augmentation.crop_scale, intact), augmentation.image_size)
     if augmentation.flip and rng.random() < 0.5:
         pixels = _mirror(pixels)
     if augmentation.rand_augment:
@@ -95,6 +101,14 @@ def _random_crop(encoded: bytes, rng: np.random.Generator, scale: tuple[float, f
     whole = decode_pixels(encoded)
     left, top, right, bottom = box or draw_box(whole.shape[1], whole.shape[0])
     return whole[top:bottom, left:right]
+
+
+def _padded_crop(image: Image.Image, rng: np.random.Generator, size: int, padding: int) -> np.ndarray:
+    """torchvision's Resize(size), then RandomCrop(size, padding): (size, size, 3) uint8."""
+    width, height = (int(size * side / min(image.size)) for side in image.size)
+    resized = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (int(rng.integers(side + 2 * padding - size + 1)) - padding for side in (width, height))
+    return np.asarray(resized.crop((left, top, left + size, top + size)))  # black outside of the image
 
 
 class _Resizers(threading.local):
@@ -139,4 +153,5 @@ def augmentation_from(values: Mapping[str, Any]) -> Augmentation:
         crop_scale=tuple(values["crop_scale"]),
         flip=values["flip"],
         rand_augment=values["rand_augment"],
+        crop_padding=values["crop_padding"],
     )

@@ -10,7 +10,9 @@ import jax
 from ml_collections import ConfigDict
 
 from lma_jax.errors import UserError, nearest
-from lma_jax.registry import problem_with
+from lma_jax.recipes import load
+from lma_jax.registry import RECORDED, problem_with, recorded_options
+from lma_jax.resnet import STEMS
 from lma_jax.training.schedule import LARGEST
 
 
@@ -87,6 +89,7 @@ SHOWN = 100
 MOST_EPOCHS = 1_000_000
 MOST_PIXELS = 1 << 13
 MOST_IMAGES = 1 << 20
+MOST_CHANNELS = 1 << 12
 LONGEST = 4096
 
 MODEL = Kind(lambda name: problem_with(name) is None, "one of lma_jax.list_models()")
@@ -119,6 +122,13 @@ KEYS = {
         '"exact": init_from is the plain network, and the LMA network starts as the same function',
         True,
     ),
+    "stem": Key(one_of(*STEMS), 'first layers of a ResNet: "small" is a 3x3 convolution of stride 1, for small images'),
+    "width": Key(whole_number(1, MOST_CHANNELS), "channels of a ResNet's first stage"),
+    "width_mult": Key(
+        number(lambda value: 0.01 <= value <= 100, "from 0.01 to 100"), "factor on MobileNetV2's channels"
+    ),
+    "drop_path": Key(FRACTION, "rate of stochastic depth in the last block, from 0 in the first"),
+    "zero_init_residual": Key(FLAG, "start the last normalisation of a ResNet's branches from 0"),
     "seed": Key(SEED, "seed of weights, order of the data, augmentation, dropout and mixing"),
     "dtype": Key(
         one_of("float32", "bfloat16", "float64"), "of the computation; weights and statistics are float32 or wider"
@@ -141,6 +151,11 @@ KEYS = {
     "train_image_size": Key(SIDE, "side of training images, in pixels"),
     "resize_size": Key(SIDE, "shorter side before the centre crop of evaluation, in pixels"),
     "crop_scale": Key(SCALE, "area of the random crop, as fractions of the image's"),
+    "crop_padding": Key(
+        whole_number(0, MOST_PIXELS),
+        "above 0: the random crop is a square of the whole image, resized to train_image_size and padded by so many "
+        "pixels",
+    ),
     "flip": Key(FLAG, "mirror half of the training images"),
     "rand_augment": Key(MAGNITUDE, "magnitude of RandAugment; 0 is off"),
     "mean": Key(MEAN, "mean of each channel, on the scale 0 to 1"),
@@ -198,6 +213,9 @@ def validate(config: ConfigDict) -> None:
     _require_related(
         config, "resize_size", config.resize_size >= config.image_size, f"image_size ({config.image_size}) or more"
     )
+    padding_fits = config.crop_padding < config.train_image_size
+    _require_related(config, "crop_padding", padding_fits, f"below train_image_size ({config.train_image_size})")
+    _require_options(config)
     _require_start(config)
     _require_divisible(config)
     _require_memory(config)
@@ -217,8 +235,12 @@ LEAST_SHARE = 0.8
 
 
 def differences(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
-    """The keys that affect the result and whose values differ from `saved`, with both values."""
-    current = json.loads(json.dumps(config.to_dict()))
+    """The keys that affect the result and whose values differ from `saved`, with both values.
+
+    A key that did not exist when the run was saved had its default.
+    """
+    current, defaults = (json.loads(json.dumps(values.to_dict())) for values in (config, load("common")))
+    saved = {**defaults, **saved}
     resumable = {name for name, key in KEYS.items() if key.resumable}
     return [
         f"{key}={current.get(key)!r} (checkpoint: {saved.get(key)!r})"
@@ -272,6 +294,14 @@ def _shown(value: Any) -> str:
 def _require_related(config: ConfigDict, name: str, accepted: bool, allowed: str) -> None:
     if not accepted:
         raise UserError(f"config.{name}={config[name]!r} is not allowed: it must be {allowed}")
+
+
+def _require_options(config: ConfigDict) -> None:
+    """Checks that options of networks which the backbone does not have are left at their defaults."""
+    common, taken = load("common"), recorded_options(config.model, config)
+    for name in RECORDED:
+        accepted = name in taken or config[name] == common[name]
+        _require_related(config, name, accepted, f"left at {common[name]!r}: {config.model} has no such option")
 
 
 def _require_start(config: ConfigDict) -> None:

@@ -13,7 +13,8 @@ from lma_jax.checkpoint.format import Arrays, load_checkpoint, to_arrays
 from lma_jax.checkpoint.restore import fill, restore_model
 from lma_jax.definition import split
 from lma_jax.errors import UserError
-from lma_jax.registry import create_model
+from lma_jax.pretrained import options_of
+from lma_jax.registry import create_model, recorded_options
 from lma_jax.training.graft import graft_lma
 from lma_jax.training.state import TrainState
 from lma_jax.weight_files import SUFFIXES, open_weights
@@ -45,7 +46,8 @@ def load_initial(
     model, known = _read_model(files.path_of(config.init_from), name)
     origin = f"weights of {config.init_from}"
     if exact:
-        model = graft_lma(model, _shapes(config.model, num_classes=_num_classes(_arrays_of(model))))
+        options = recorded_options(config.model, config)
+        model = graft_lma(model, _shapes(config.model, num_classes=_num_classes(_arrays_of(model)), **options))
         origin += ", with LMA layers that leave its function unchanged"
     arrays, wanted = _arrays_of(model), to_arrays({"params": state.params, "batch_stats": state.batch_stats})
     head, said = _fitted_head(arrays, wanted, known, class_names)
@@ -88,7 +90,8 @@ def _read_model(path: Path, name: str) -> tuple[nnx.Module, Sequence[str] | None
             raise UserError(f"config.init_from={path} is a {checkpoint.metadata.model}, but a {name} is needed")
         return restore_model(checkpoint), checkpoint.metadata.class_names
     file = open_weights(path)
-    model = _shapes(name, num_classes=state_dict.num_classes_of(file.tensors) or 1000)
+    num_classes = state_dict.num_classes_of(file.tensors) or 1000
+    model = _shapes(name, num_classes=num_classes, **recorded_options(name, options_of(file.tensors)))
     try:
         state_dict.require_fit(model, file.tensors)
     except ValueError as error:
@@ -102,9 +105,9 @@ def _class_names(described: Any) -> list[str] | None:
     return described if named else None
 
 
-def _shapes(name: str, *, num_classes: int) -> nnx.Module:
+def _shapes(name: str, **options: Any) -> nnx.Module:
     """A network whose variables hold shapes alone."""
-    return nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **options))
 
 
 def _arrays_of(model: nnx.Module) -> Arrays:

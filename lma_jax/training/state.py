@@ -39,7 +39,7 @@ class TrainState:
         return (self.ema["params"], self.ema["batch_stats"]) if self.ema else (self.params, self.batch_stats)
 
 
-def build_model(name: str, *, num_classes: int, dtype: str, batch_norm: str, seed: int) -> nnx.Module:
+def build_model(name: str, *, num_classes: int, dtype: str, batch_norm: str, seed: int, **options: Any) -> nnx.Module:
     """A network to train, initialised from `seed`, with float32 parameters or wider.
 
     Args:
@@ -48,6 +48,7 @@ def build_model(name: str, *, num_classes: int, dtype: str, batch_norm: str, see
         dtype: computation dtype.
         batch_norm: "local" for batch statistics of each device, "sync" for those over all devices.
         seed: seed of the weights and of dropout.
+        **options: further options of `create_model`.
     """
     model = create_model(
         name,
@@ -55,6 +56,7 @@ def build_model(name: str, *, num_classes: int, dtype: str, batch_norm: str, see
         dtype=jnp.dtype(dtype),
         param_dtype=jnp.promote_types(dtype, jnp.float32),
         rngs=nnx.Rngs(params=seed, dropout=seed),
+        **options,
     )
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm):

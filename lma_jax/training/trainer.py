@@ -25,6 +25,7 @@ from lma_jax.definition import Definition
 from lma_jax.errors import InterruptedRun, LostWorker, UserError, warn
 from lma_jax.flops import count_macs
 from lma_jax.preprocessing import preprocessing_from
+from lma_jax.registry import recorded_options
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
 from lma_jax.training.config import differences, doubts, validate
 from lma_jax.training.distributed import StopSignal, of_first_process, sole_writer_of_job
@@ -142,6 +143,7 @@ class Trainer:
             dtype=config.dtype,
             batch_norm=config.batch_norm,
             seed=config.seed,
+            **recorded_options(config.model, config),
         )
         replicated = NamedSharding(self.mesh, REPLICATED)
         return create_state(build, self.optimizer, keep_ema=bool(config.ema_decay), sharding=replicated)

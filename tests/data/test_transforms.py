@@ -47,6 +47,22 @@ def test_random_crops_are_uniform_in_area_and_log_uniform_in_aspect():
     np.testing.assert_allclose([aspect.mean(), aspect.std()], [0.0, 2 / 12**0.5], atol=0.04)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (16, 8), (15, 40)])
+def test_a_padded_crop_is_a_square_of_the_whole_image_on_black(size):
+    whole = Image.fromarray(np.random.default_rng(0).integers(1, 256, (size[1], size[0], 3), np.uint8))
+    encoded = io.BytesIO()
+    whole.save(encoded, "PNG")
+    options = Augmentation(image_size=8, crop_scale=(0.1, 0.2), flip=False, rand_augment=0.0, crop_padding=4)
+    crops = {train_image(encoded.getvalue(), np.random.default_rng(seed), options).tobytes() for seed in range(400)}
+    width, height = (int(8 * side / min(size)) for side in size)
+    resized = np.asarray(whole.resize((width, height), Image.Resampling.BILINEAR))
+    padded = np.pad(resized, ((4, 4), (4, 4), (0, 0)))
+    places = [(top, left) for top in range(height + 1) for left in range(width + 1)]
+    possible = {padded[top : top + 8, left : left + 8].tobytes() for top, left in places}
+    assert crops <= possible
+    assert len(crops) > len(possible) / 2
+
+
 def test_an_extreme_image_falls_back_to_its_largest_centred_crop():
     largest: Any = SimpleNamespace(uniform=lambda low, high: high)
     assert random_crop_box(1000, 30, largest, scale=(1.0, 1.0)) == (480, 0, 520, 30)
