@@ -37,8 +37,8 @@ def main() -> None:
             for number in range(chosen.runs):
                 rng = random.Random(f"{chosen.seed} {processes} {fault} {number}")
                 workdir = root / f"{fault}-{processes}-{number}"
-                after = rng.uniform(0.1, 1.0) * seconds
-                how, problems = fault_matrix.disturb(fault, workdir, processes=processes, after=after, rng=rng)
+                options = dict(processes=processes, seconds=seconds, rng=rng)
+                how, problems = fault_matrix.disturb(fault, workdir, **options)
                 lacks = fault == "full-disk"
                 problems += fault_matrix.differences(workdir, reference, rows_may_lack=lacks)
                 print(f"{processes} process(es), {how}: {problems[:3] or 'identical'}", flush=True)

@@ -19,7 +19,8 @@ from lma_jax.training.reporting.metrics import read_metrics
 from measurements import ROOT
 
 KEPT = 2
-# 30 steps of LMA-ResNet-18 on 8 x 8 digits, evaluated every 5 steps.
+STEPS = 30
+# As many steps of LMA-ResNet-18 on 8 x 8 digits, evaluated every 5 steps.
 RECIPE = (
     *("--config=configs/digits.py", "--config.image_size=8", "--config.resize_size=8", "--config.batch_size=8"),
     *("--config.eval_batch_size=120", "--config.epochs=0.167", "--config.eval_every=0.02785", "--config.log_every=1"),
@@ -84,10 +85,14 @@ class Run:
         self._closed.set()
 
     @property
-    def moment(self) -> str:
+    def step(self) -> int:
         """How far it has come."""
-        steps = re.findall(r"step (\d+)/", "".join([*self.lines]))
-        return f"step {steps[-1] if steps else 0}"
+        return max(map(int, re.findall(r"step (\d+)/", "".join([*self.lines]))), default=0)
+
+    def reach(self, step: int) -> None:
+        """Waits until it has come so far, or has ended."""
+        while self.step < step and not self.ended():
+            time.sleep(0.01)
 
     def ended(self) -> bool:
         """Whether every process has ended."""
@@ -247,8 +252,16 @@ def finish(workdir: Path, *, processes: int, options: tuple[str, ...] = ()) -> f
     return time.perf_counter() - begin
 
 
-def disturb(name: str, workdir: Path, *, processes: int, after: float, rng: random.Random) -> tuple[str, list[str]]:
-    """Starts a run, lets it meet a fault after some seconds, and goes on with the same command until it has ended.
+def disturb(name: str, workdir: Path, *, processes: int, seconds: float, rng: random.Random) -> tuple[str, list[str]]:
+    """Starts a run, lets it meet a fault at some moment, and goes on with the same command until it has ended.
+
+    Args:
+        name: of the fault.
+        workdir: of the run.
+        processes: 1 or 2.
+        seconds: that an undisturbed run takes. One fault of four comes within them, most during the start; the others
+            come behind a random step, so that they fall into steps, evaluations and saves.
+        rng: decides.
 
     Returns:
         What happened, and what is wrong with it.
@@ -257,8 +270,12 @@ def disturb(name: str, workdir: Path, *, processes: int, after: float, rng: rand
     workers = 2 if name == "worker" else rng.choice((0, 0, 2))
     options = (*SAVES, f"--config.data_workers={workers}")
     runs = [Run(workdir, processes=processes, options=options)]
-    time.sleep(after)
-    moment = runs[0].moment
+    if rng.random() < 0.25:
+        time.sleep(rng.uniform(0.1, 1.0) * seconds)
+    else:
+        runs[0].reach(rng.randrange(1, STEPS))
+        time.sleep(rng.uniform(0, 0.5))
+    moment = f"step {runs[0].step}"
     details = fault(runs[0], rng)
     codes = runs[0].finish()
     problems = [f"exit code {code}" for code in codes if code not in allowed]

@@ -19,8 +19,11 @@ from tests.helpers.pairs import know_resnet10, register_resnet10
 
 pytestmark = pytest.mark.process
 
-# A narrow network keeps the commands short; the last test goes from end to end with ResNet-18.
+# A narrow network keeps the commands short; the last test goes from end to end with ResNet-18. Its options must travel
+# with the checkpoint and the exports.
+OPTIONS = {"stem": "small", "width": 4, "drop_path": 0.1}
 TINY10 = ("--config=configs/digits.py", "--config.model=resnet10_lma", *SHORT)
+WITH_OPTIONS = (*TINY10, *(f"--config.{name}={value}" for name, value in OPTIONS.items()))
 run = partial(commands.run, setup=know_resnet10)
 fail = partial(commands.fail, setup=know_resnet10)
 result = partial(commands.result, setup=know_resnet10)
@@ -30,7 +33,7 @@ result = partial(commands.result, setup=know_resnet10)
 def workdir(tmp_path_factory) -> Path:
     """A finished run; tests that damage it work on a copy."""
     workdir = tmp_path_factory.mktemp("run")
-    run("lma_jax.train", *TINY10, f"--workdir={workdir}")
+    run("lma_jax.train", *WITH_OPTIONS, f"--workdir={workdir}")
     return workdir
 
 
@@ -81,7 +84,8 @@ def test_an_export_loads_in_pytorch_with_its_metadata_and_is_verified(workdir, t
         with safe_open(path, "pt") as file:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = {name: json.loads(value) for name, value in file.metadata().items()}
-    model = lma_torch.create_model(metadata["model"], num_classes=metadata["num_classes"])
+    assert metadata["model_options"] == OPTIONS
+    model = lma_torch.create_model(metadata["model"], num_classes=metadata["num_classes"], **metadata["model_options"])
     model.load_state_dict(state_dict, strict=True)
     assert metadata["step"] == 18
     assert metadata["checkpoint"] == str(workdir)
@@ -148,9 +152,9 @@ def test_an_unwritable_workdir_is_refused(tmp_path):
 
 def test_training_refuses_the_checkpoints_of_another_network(copy):
     before = contents(copy)
-    line = fail("lma_jax.train", *TINY, "--config.model=resnet10", f"--workdir={copy}")
+    line = fail("lma_jax.train", *WITH_OPTIONS, "--config.model=resnet10", f"--workdir={copy}")
     assert "holds a run with another config: model='resnet10' (checkpoint: 'resnet10_lma')" in line
-    line = fail("lma_jax.train", *TINY, "--config.model=resnet10", f"--workdir={copy}", "--change_config")
+    line = fail("lma_jax.train", *WITH_OPTIONS, "--config.model=resnet10", f"--workdir={copy}", "--change_config")
     assert "checkpoint 18, a resnet10_lma with 10 classes, is of another network" in line
     assert contents(copy) == before
 

@@ -37,8 +37,16 @@ def to_timm(state_dict):
 @pytest.mark.parametrize("wrap", [lambda s: s, to_timm], ids=["torchvision's and the authors' names", "timm's"])
 def test_every_network_is_recognised(name, wrap):
     state_dict = wrap(meta(name, num_classes=21))
-    assert recognise(unwrap(state_dict)) == (name, 21)
-    assert recognise(unwrap(state_dict), name=name) == (name, 21)
+    assert recognise(unwrap(state_dict)) == (name, {"num_classes": 21})
+    assert recognise(unwrap(state_dict), name=name) == (name, {"num_classes": 21})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("resnet18_lma", {"stem": "small", "width": 8}), *(("mobilenetv2", {"width_mult": w}) for w in (0.1, 0.35, 1.4))],
+)
+def test_stem_and_width_are_recognised(name, options):
+    assert recognise(unwrap(meta(name, **options))) == (name, {"num_classes": 1000, **options})
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -63,6 +71,6 @@ def test_safetensors_of_other_programs_need_no_metadata_of_ours(tmp_path):
     save_file(weights, tmp_path / "hub.safetensors", {"format": "pt"})
     state_dict, metadata = read_weights(tmp_path / "hub.safetensors")
     assert metadata == {}
-    assert recognise(state_dict) == ("resnet18", 1000)
+    assert recognise(state_dict) == ("resnet18", {"num_classes": 1000})
     model: Any = jax_shapes("resnet18")
     assert model.fc.kernel.shape == state_dict["fc.weight"].shape[::-1]

@@ -111,13 +111,13 @@ def test_a_new_classifier_starts_as_the_first_one_and_none_gives_the_pooled_feat
 
 
 def test_weights_of_a_file_fill_a_network_with_other_classes_and_channels(tmp_path):
-    source: Any = lma_torch.create_model("resnet18_lma", num_classes=3, width=4).eval()
+    source: Any = lma_torch.create_model("resnet18_lma", num_classes=3, width=4, stem="small").eval()
     arrays = {key: value.numpy() for key, value in source.state_dict().items()}
     for file in (tmp_path / "weights.safetensors", tmp_path / "weights.pth"):
         write_weights(file, arrays, {})
     images = normal(2, 3, 32, 32).astype(np.float32)
     expected = source(torch.from_numpy(images))
-    options: dict[str, Any] = dict(weights=tmp_path / "weights.safetensors", width=4)
+    options: dict[str, Any] = dict(weights=tmp_path / "weights.safetensors")  # which show stem and width
     same: Any = lma_torch.create_model("resnet18_lma", **{**options, "weights": tmp_path / "weights.pth"}).eval()
     assert relative_error(same(torch.from_numpy(images)), expected) == 0
     in_jax = nnx.jit(lambda: lma_jax.create_model("resnet18_lma", in_chans=1, **options, rngs=nnx.Rngs(0)))()
@@ -129,9 +129,9 @@ def test_weights_of_a_file_fill_a_network_with_other_classes_and_channels(tmp_pa
     assert grey.fc.weight.shape == (5, 32)
     assert back["fc.weight"].equal(source.fc.weight)
     with pytest.raises(ValueError, match=r"size mismatch for conv1\.weight"):
-        lma_torch.create_model("resnet18_lma", weights=options["weights"])
+        lma_torch.create_model("resnet18_lma", width=8, **options)
     with pytest.raises(ValueError, match="mis-shaped"):
-        lma_jax.create_model("resnet18_lma", weights=options["weights"], rngs=nnx.Rngs(0))
+        lma_jax.create_model("resnet18_lma", width=8, **options, rngs=nnx.Rngs(0))
 
 
 def test_the_input_is_adapted_as_in_timm():
