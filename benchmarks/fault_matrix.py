@@ -11,6 +11,7 @@ leaves a process, a temporary file or a checkpoint too many behind.
 
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +27,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(1000), help="of the moments")
     chosen = parser.parse_args()
     print(f"seed {chosen.seed}", flush=True)
+    for number in (signal.SIGHUP, signal.SIGINT):  # the runs would inherit that nohup or a shell ignores them
+        signal.signal(number, signal.SIG_DFL)
     root = Path(tempfile.mkdtemp(prefix="fault-matrix-"))
     reference = root / "reference"
     fault_matrix.finish(root / "warm-up", processes=1)  # compiles
@@ -37,8 +40,7 @@ def main() -> None:
             for number in range(chosen.runs):
                 rng = random.Random(f"{chosen.seed} {processes} {fault} {number}")
                 workdir = root / f"{fault}-{processes}-{number}"
-                options = dict(processes=processes, seconds=seconds, rng=rng)
-                how, problems = fault_matrix.disturb(fault, workdir, **options)
+                how, problems = fault_matrix.disturb(fault, workdir, processes=processes, seconds=seconds, rng=rng)
                 lacks = fault == "full-disk"
                 problems += fault_matrix.differences(workdir, reference, rows_may_lack=lacks)
                 print(f"{processes} process(es), {how}: {problems[:3] or 'identical'}", flush=True)
