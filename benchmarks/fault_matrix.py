@@ -27,8 +27,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(1000), help="of the moments")
     chosen = parser.parse_args()
     print(f"seed {chosen.seed}", flush=True)
-    for number in (signal.SIGHUP, signal.SIGINT):  # the runs would inherit that nohup or a shell ignores them
-        signal.signal(number, signal.SIG_DFL)
+    for ignored in (signal.SIGHUP, signal.SIGINT):  # by nohup or a shell, which the runs would inherit
+        signal.signal(ignored, signal.SIG_DFL)
     root = Path(tempfile.mkdtemp(prefix="fault-matrix-"))
     reference = root / "reference"
     fault_matrix.finish(root / "warm-up", processes=1)  # compiles

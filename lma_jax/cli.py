@@ -26,7 +26,13 @@ flags.disclaim_key_flags()
 KILLED_BY_SIGINT = 130
 
 
-def run(main: Callable[[], None], define_flags: Callable[[], None], *, prints_progress: bool = False) -> None:
+def run(
+    main: Callable[..., None],
+    define_flags: Callable[[], None],
+    *,
+    prints_progress: bool = False,
+    takes_arguments: bool = False,
+) -> None:
     """Defines and parses the flags, and calls `main`.
 
     A UserError, a bad flag, a file that cannot be used or a missing package ends the program with one line on stderr
@@ -37,13 +43,14 @@ def run(main: Callable[[], None], define_flags: Callable[[], None], *, prints_pr
         define_flags: defines its flags.
         prints_progress: what it prints is progress, not a result. If it cannot be written, a command that prints a
             result ends, silently and with exit code 141 if the reader of a pipe is gone.
+        takes_arguments: whether `main` takes the arguments that are no flags, such as files.
     """
 
     def guarded(argv: list[str]) -> None:
         try:
-            if len(argv) > 1:
+            if len(argv) > 1 and not takes_arguments:
                 raise UserError(f"unexpected argument {argv[1]!r}: options are given as --name=value (see --help)")
-            main()
+            main(*argv[1:])
             sys.stdout.flush()
         except UserError as error:
             _fail(error)
@@ -66,6 +73,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None], *, prints_pr
         with output.unimportant() if prints_progress else output.required():
             try:
                 define_flags()
+                flags.FLAGS.set_gnu_getopt(takes_arguments)  # flags may follow arguments
                 app.run(guarded, flags_parser=_parse_flags)
             except ModuleNotFoundError as error:
                 _fail_on_missing_package(error)

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from convert.measure.comparison import SCORE, Group
 from convert.measure.fps import Ratio, images_per_second
 from convert.measure.runs import Variant
 from convert.measure.timing import Timing
@@ -67,6 +69,40 @@ def draw_table1(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     handles = [grid[0, 0].plot([], [], "o", color=colour, label=label)[0] for colour, label in names.items()]
     handles[0].set_markerfacecolor("none")
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    _save(figure, path)
+
+
+def draw_comparison(path: Path, groups: Sequence[Group], baseline: Group) -> None:
+    """Draws top-1 of the evaluations of each group, mean and range over the seeds, and the last one of each run.
+
+    Args:
+        path: file to write.
+        groups: what to compare.
+        baseline: one of them, whose mean is a line in the second panel.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    figure = _figure(11, max(4.0, 2 + 0.4 * len(groups)))
+    curves, scores = figure.subplots(1, 2)
+    for number, one in enumerate(groups):
+        colour = f"C{number % 10}"
+        length = min(len(run.rows) for run in one.runs)  # of those that have not ended, what all have
+        epochs = [row["epoch"] for row in one.runs[0].rows[:length]]
+        tops = [[run.rows[index][SCORE] for run in one.runs] for index in range(length)]
+        curves.plot(epochs, [mean(top) for top in tops], color=colour, label=one.label)
+        curves.fill_between(epochs, [min(top) for top in tops], [max(top) for top in tops], color=colour, alpha=0.15)
+        last = list(one.scores().values())
+        scores.plot(last, [one.label] * len(last), "o", color=colour, markerfacecolor="none")
+        scores.plot(mean(last), one.label, "d", color=colour)
+    scores.axvline(mean(baseline.scores().values()), color="grey", linewidth=0.8)
+    scores.set(xlabel="top-1 of the last evaluation (%): each run, and the mean (diamond)")
+    scores.invert_yaxis()
+    curves.set(xlabel="epoch", ylabel="validation top-1 (%): mean and range over the seeds")
+    curves.legend(fontsize=8)
+    for axes in (curves, scores):
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
     _save(figure, path)
 
 

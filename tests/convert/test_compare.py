@@ -1,0 +1,104 @@
+"""Comparisons of runs: groups, paired differences, and what the command writes and refuses."""
+
+import csv
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+from PIL import Image
+from scipy.stats import ttest_rel
+
+from configs import cifar10
+from lma_jax.checkpoint.format import Metadata, record_of
+from lma_jax.files import write
+from tests.helpers.commands import fail, run
+
+TOP1 = {"resnet18": (60.0, 62.0, 61.0), "resnet18_lma": (61.5, 62.5, 63.5), "resnet18_se": (59.0, 63.0)}
+
+
+def make_run(workdir: Path, model: str, *, seed: int, top1: float, epochs: float = 2.0, **values) -> Path:
+    config = cifar10.get_config(model)
+    config.update(seed=seed, epochs=2.0, **values)
+    metadata = Metadata(model, 10, None, json.loads(json.dumps(config.to_dict())))
+    folder = workdir / "checkpoints" / "20" / "record"
+    folder.mkdir(parents=True)
+    write(folder / "metadata", json.dumps(record_of({}, metadata)))
+    rows = [
+        {"step": step, "epoch": epoch, "train_loss": 1.0, "images_per_second": 50.0, "val_top1": score}
+        for step, epoch, score in ((10, epochs / 2, top1 - 10), (20, epochs, top1))
+    ]
+    write(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return workdir
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[str]:
+    return [
+        str(make_run(tmp_path / f"{model}-{seed}", model, seed=seed, top1=top1))
+        for model, scores in TOP1.items()
+        for seed, top1 in enumerate(scores)
+    ]
+
+
+def cells(table: str) -> dict[str, list[str]]:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in rows[2:]}
+
+
+def test_runs_of_other_seeds_are_one_row_and_are_compared_seed_by_seed(runs, tmp_path):
+    written = {kind: tmp_path / f"out.{kind}" for kind in ("csv", "json", "markdown", "png")}
+    flags = [f"--{'plot' if kind == 'png' else kind}={path}" for kind, path in written.items()]
+    table = run("convert.compare", *reversed(runs), *flags)
+    rows = cells(table)
+    assert list(rows) == ["resnet18_se", "resnet18_lma", "resnet18"]  # as given
+    lma, plain = TOP1["resnet18_lma"], TOP1["resnet18"]
+    pairs = [a - b for a, b in zip(lma, plain)]
+    low, high = ttest_rel(lma, plain).confidence_interval(0.95)
+    assert rows["resnet18_lma"][0] == "3"
+    assert rows["resnet18_lma"][3] == f"{mean(lma):.2f} ± {stdev(lma):.2f}"
+    assert rows["resnet18_lma"][4] == f"{mean(pairs):+.2f} ± {stdev(pairs):.2f} [{low:+.2f}, {high:+.2f}]"
+    assert rows["resnet18"][4] == ""
+    assert rows["resnet18_se"][4].startswith("+0.00 ± 1.41")
+    # The options of the network count: an eighth of the width.
+    assert int(rows["resnet18"][1].replace(",", "")) < 200_000
+    assert written["markdown"].read_text() == table
+    lines = list(csv.DictReader(written["csv"].read_text().splitlines()))
+    assert len(lines) == 2 * len(runs)
+    assert [float(line["val_top1"]) for line in lines if line["network"] == "resnet18"] == [50, 60, 52, 62, 51, 61]
+    found = {one["network"]: one for one in json.loads(written["json"].read_text())["groups"]}
+    assert found["resnet18_lma"]["difference"]["pairs"] == pairs
+    assert found["resnet18"]["difference"] is None
+    with Image.open(written["png"]) as picture:
+        assert picture.width > picture.height > 300
+    run("convert.compare", *runs, *flags)  # replaces its own files
+
+
+def test_what_only_some_configs_have_makes_another_row_with_its_name(tmp_path):
+    made = [
+        make_run(tmp_path / "a", "resnet18", seed=0, top1=60.0),
+        make_run(tmp_path / "b", "resnet18", seed=0, top1=61.0, label_smoothing=0.1, data_threads=3),
+        make_run(tmp_path / "c", "resnet18", seed=1, top1=65.0, label_smoothing=0.1, epochs=1.0),
+    ]
+    table = run("convert.compare", *map(str, made), "--baseline=resnet18, label_smoothing=0.1")
+    rows = cells(table)
+    assert list(rows) == ["resnet18, label_smoothing=0.0", "resnet18, label_smoothing=0.1"]
+    assert rows["resnet18, label_smoothing=0.0"][4] == "-1.00"
+    assert rows["resnet18, label_smoothing=0.1"][3] == "63.00 ± 2.83*"
+    assert "*: of a run that has not ended" in table
+    line = fail("convert.compare", *map(str, made), "--baseline=resnet18")
+    assert "--baseline=resnet18: several groups are called so; there are resnet18, label_smoothing=0.0; " in line
+
+
+def test_bad_runs_are_refused_in_one_line(runs, tmp_path):
+    assert "no run given: name the workdirs" in fail("convert.compare")
+    assert "holds no run that has been evaluated" in fail("convert.compare", *runs, str(tmp_path))
+    again = make_run(tmp_path / "again", "resnet18", seed=1, top1=1.0)
+    assert f"resnet18-1 and {again} are the same run twice" in fail("convert.compare", *runs, str(again))
+    assert "did you mean 'resnet18_se'? No group is called so" in fail(
+        "convert.compare", *runs, "--baseline=resnet18_s"
+    )
+    file = tmp_path / "resnet18-0" / "metrics.jsonl"
+    assert "is an input of this command" in fail("convert.compare", *runs, f"--csv={file}")
+    (tmp_path / "resnet18-0" / "checkpoints" / "20" / "record" / "metadata").write_text("{}")
+    assert "resnet18-0 holds no checkpoint that is intact" in fail("convert.compare", *runs)
