@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# The whole road on photographs: image files -> training, killed and resumed -> explanations -> exports -> their top-1.
+#
+#     examples/cifar10.sh <folder of train/<class>/*.jpg and val/<class>/*.jpg> [<folder for the results>]
+#
+# The data are CIFAR-10 as JPEG files; any image folder will do, with the recipe that fits its sizes. It needs
+# pip install -e ".[train,torch,onnx]", and takes 10 to 30 minutes on two CPU cores. Started again, it goes on.
+set -euo pipefail
+
+images=$(realpath "$1")
+results=${2:-runs/cifar10}
+run=$results/resnet18_lma
+mkdir -p "$results"
+
+section() { printf '\n== %s (after %d min) ==\n' "$1" $((SECONDS / 60)); }
+
+section "Image files become a few large files"
+python -m lma_jax.data.prepare --folder "$images" --name cifar10_photographs --data_dir "$results/builds"
+
+section "Train, be killed, and resume"
+train=(python -m lma_jax.train --config cifar10 --workdir "$run" --config.data_dir="$results/builds"
+       --config.dataset=cifar10_photographs --config.val_split=validation --config.save_every_steps=200)
+if [[ ! -e $run/checkpoints ]]; then
+    "${train[@]}" &
+    until compgen -G "$run/checkpoints/[0-9]*" > /dev/null || ! kill -0 $! 2> /dev/null; do sleep 1; done
+    kill -KILL $! && echo "killed with checkpoints $(cd "$run/checkpoints" && echo *)"
+    wait $! || true
+fi
+"${train[@]}"
+
+section "Evaluate and predict"
+python -m lma_jax.evaluate --checkpoint "$run"
+python -m lma_jax.predict --checkpoint "$run" --image "$images/val" --top 1 --json "$results/classes.json" > "$results/classes.txt"
+tail -n 3 "$results/classes.txt"
+
+section "Explain"
+for class in "$images"/val/*/; do
+    cp "$(find "$class" -type f | sort | head -n 1)" "$results/$(basename "$class").jpg"
+done
+mkdir -p "$results/examples" && mv "$results"/*.jpg "$results/examples"
+python -m lma_jax.predict --checkpoint "$run" --image "$results/examples" --top 3 --output "$results/predictions.png"
+python -m lma_jax.gradcam --checkpoint "$run" --image "$results/examples" --output "$results/cam.png"
+python -m lma_jax.gradcam --checkpoint "$run" --image "$(find "$results/examples" -type f | sort | head -n 1)" --gates \
+    --output "$results/gates.png"
+
+section "Export and verify"
+for suffix in safetensors pt2 onnx; do
+    python -m convert.to_torch --checkpoint "$run" --output "$results/network.$suffix"
+done
+python -m convert.to_stablehlo --checkpoint "$run" --output "$results/network.stablehlo"
+python -m convert.verify --checkpoint "$run" --weights "$results/network.safetensors" --image_folder "$results/examples"
+
+section "The exported files on the validation images"
+python examples/exported_top1.py --images "$images/val" --classes "$results/classes.json" "$results"/network.*
+section "Done: pictures, exports and metrics are in $results"
