@@ -20,7 +20,10 @@ from measurements.input_pipeline import GPU_RATES, GPUS
 
 def print_pixels_and_costs(figures: dict[str, Any]) -> None:
     for name, found in figures["distances"].items():
-        print(f"{name} pixels against Pillow's: mean {found['mean']:.4f}, largest {found['largest']} grey levels")
+        shares = (
+            f"{100 * found['differ']:.3f} % of the values differ, {100 * found['by more than 1']:.5f} % by more than 1"
+        )
+        print(f"{name} pixels against Pillow's: mean {found['mean']:.4f}, largest {found['largest']} levels; {shares}")
     for name, cost in figures["costs"].items():
         print(f"{name:36} {cost['ms']:6.3f} ms of CPU per image, {cost['x decode']:5.2f} x decode")
 
@@ -53,6 +56,12 @@ def main() -> None:
     figures["scaling"] = input_pipeline.scaling(files)
     figures["cores"] = input_pipeline.cores_needed(figures["scaling"])
     print_scaling(figures)
+    figures["memory"] = input_pipeline.loader_memory(files, threads=16, batch_size=256)
+    print(
+        "\na loader of {threads} threads takes {MB:,.0f} MB; a batch has {MB of a batch:,.0f} MB".format(
+            **figures["memory"]
+        )
+    )
     figures["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\npeak memory {figures['peak MB']:,.0f} MB")
     if chosen.json:

@@ -17,8 +17,8 @@ from convert.measure.timing import Quartiles, quartiles
 from lma_jax.data.loader import Reading, train_batches
 from lma_jax.data.regions import decode_region
 from lma_jax.data.sources import Source
-from lma_jax.data.transforms import Augmentation, random_crop_box, train_image
-from lma_jax.images import eval_image
+from lma_jax.data.transforms import Augmentation, random_crop_box, resize, train_image
+from lma_jax.images import decode_pixels, eval_image
 from lma_jax.preprocessing import IMAGENET
 
 AUGMENTATION = Augmentation(image_size=224, crop_scale=(0.08, 1.0), flip=True, rand_augment=0.0)
@@ -84,8 +84,30 @@ def pillow_eval(encoded: bytes) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224)))
 
 
+def torchvision_transforms() -> dict[str, Callable[[bytes], Any]]:
+    """The reference recipe's own transforms on Pillow, up to the tensor of bytes; none where torchvision is missing."""
+    try:
+        from torchvision.transforms import v2
+    except (ImportError, RuntimeError):  # the latter beside a PyTorch of another build
+        return {}
+    train = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    evaluation = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
+    return {
+        "train by torchvision": lambda file: train(Image.open(io.BytesIO(file)).convert("RGB")),
+        "eval by torchvision": lambda file: evaluation(Image.open(io.BytesIO(file)).convert("RGB")),
+    }
+
+
+def train_pixels(whole: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What follows the decoding of a training image, but for the flip: crop and resize."""
+    left, top, right, bottom = random_crop_box(whole.shape[1], whole.shape[0], rng, scale=AUGMENTATION.crop_scale)
+    return resize(whole[top:bottom, left:right], AUGMENTATION.image_size)
+
+
 def distances(files: list[bytes]) -> dict[str, dict[str, float]]:
-    """Mean and largest distance of the pixels from Pillow's, in grey levels, in training and evaluation."""
+    """Distance of the pixels from Pillow's in training and evaluation: its mean and largest in grey levels, and the
+    shares of values that differ at all and by more than one.
+    """
     rng = np.random.default_rng
     pairs = {
         "train": [
@@ -95,8 +117,9 @@ def distances(files: list[bytes]) -> dict[str, dict[str, float]]:
     }
     found = {}
     for name, images in pairs.items():
-        differences = [np.abs(ours.astype(int) - reference) for ours, reference in images]
-        found[name] = {"mean": float(np.mean(differences)), "largest": int(np.max(differences))}
+        apart = np.stack([np.abs(ours.astype(int) - reference) for ours, reference in images])
+        shares = {"differ": float((apart > 0).mean()), "by more than 1": float((apart > 1).mean())}
+        found[name] = {"mean": float(apart.mean()), "largest": int(apart.max()), **shares}
     return found
 
 
@@ -113,12 +136,12 @@ class Repeated:
         return {"image": self._files[index % len(self._files)], "label": 0}
 
 
-def batches_of(files: list[bytes], threads: int, workers: int) -> Any:
+def batches_of(files: list[bytes], threads: int, workers: int, batch_size: int = BATCH_SIZE) -> Any:
     """The trainer's batches of these files, an endless stream."""
     return train_batches(
         Source("benchmark", Repeated(files), class_names=("one",)),
         augmentation=AUGMENTATION,
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         seed=0,
         start_step=0,
         reading=Reading(threads, workers),
@@ -178,7 +201,10 @@ def costs(files: list[bytes]) -> dict[str, dict[str, float]]:
         "train by Pillow": lambda file: pillow_train(file, rng),
         "eval transform": lambda file: eval_image(file, IMAGENET),
         "eval by Pillow": pillow_eval,
+        **torchvision_transforms(),
     }
+    decoded = {file: decode_pixels(file) for file in files}
+    functions["crop and resize alone"] = lambda file: train_pixels(decoded[file], rng)
     tasks = {name: per_file(function, files) for name, function in functions.items()}
     tasks["loader"] = lambda: loader_seconds(files)
     if decodes_crops(files[0]):
@@ -188,6 +214,28 @@ def costs(files: list[bytes]) -> dict[str, dict[str, float]]:
     ratios = np.median(seconds / seconds[:, :1], axis=0)
     milliseconds = 1e3 * np.median(seconds, axis=0)
     return {name: {"ms": float(ms), "x decode": float(ratio)} for name, ms, ratio in zip(tasks, milliseconds, ratios)}
+
+
+def loader_memory(files: list[bytes], *, threads: int, batch_size: int) -> dict[str, float]:
+    """Memory of a loader in a process of its own, in MB: its peak above that of the process before, and per thread."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        above = pool.apply(_peak_above, (files, threads, batch_size))
+    batch = batch_size * AUGMENTATION.image_size**2 * 3 / 1e6
+    return {"threads": threads, "MB": above, "MB of a batch": batch}
+
+
+def _peak_above(files: list[bytes], threads: int, batch_size: int) -> float:
+    before = _megabytes("VmRSS")
+    with contextlib.closing(batches_of(files, threads, 0, batch_size)) as batches:
+        for _ in range(6):
+            next(batches)
+    return _megabytes("VmHWM") - before
+
+
+def _megabytes(name: str) -> float:
+    """A figure of /proc/self/status; needs Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
 
 
 def scaling(files: list[bytes]) -> list[dict[str, float]]:

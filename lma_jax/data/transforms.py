@@ -81,7 +81,7 @@ def train_image(
         if augmentation.crop_padding:
             pixels = _padded_crop(decode(encoded), rng, augmentation.image_size, augmentation.crop_padding)
         else:
-            pixels = _resize(_random_crop(encoded, rng, augmentation.crop_scale, intact), augmentation.image_size)
+            pixels = resize(_random_crop(encoded, rng, augmentation.crop_scale, intact), augmentation.image_size)
     if augmentation.flip and rng.random() < 0.5:
         pixels = _mirror(pixels)
     if augmentation.rand_augment:
@@ -122,7 +122,7 @@ _resizers = _Resizers()
 BILINEAR = ResizeOptions(ResizeAlg.convolution(FilterType.bilinear))
 
 
-def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     """Pillow's bilinear resize with antialiasing from (height, width, 3) to (size, size, 3), several times as fast.
 
     Both resize in two passes, in the order that Pillow 13 picks by cost, and round to eight bits after each pass.

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,10 +11,20 @@ import input_pipeline as command
 from measurements import input_pipeline
 
 
+class Here:
+    """Stands for a pool of processes."""
+
+    @staticmethod
+    def apply(function, arguments):
+        return function(*arguments)
+
+
 def test_the_command_measures_pixels_costs_and_scaling(monkeypatch, tmp_path, capsys):
     small = {"ROUNDS": 1, "BATCH_SIZE": 2, "SCALING": ((1, 0), (2, 0)), "SCALING_BATCHES": 1}
     for name, value in small.items():
         monkeypatch.setattr(input_pipeline, name, value)
+    here = SimpleNamespace(Pool=lambda count: nullcontext(Here))
+    monkeypatch.setattr(input_pipeline.multiprocessing, "get_context", lambda method: here)
     monkeypatch.setattr(sys, "argv", ["input_pipeline.py", "--images", "2", "--json", str(tmp_path / "figures.json")])
     command.main()
     assert "images/s per core" in capsys.readouterr().out
@@ -20,7 +32,11 @@ def test_the_command_measures_pixels_costs_and_scaling(monkeypatch, tmp_path, ca
     assert figures["distances"]["train"]["largest"] <= 1
     assert figures["distances"]["eval"]["largest"] <= 1
     assert all(cost["ms"] > 0 for cost in figures["costs"].values())
-    assert {"plain decode", "train transform", "eval transform", "loader"} <= {*figures["costs"]}
+    tasks = {"plain decode", "crop and resize alone", "train transform", "eval transform", "loader"}
+    assert tasks <= {*figures["costs"]}
+    assert figures["distances"]["train"]["differ"] < 0.02
+    assert figures["memory"]["MB of a batch"] == pytest.approx(256 * 224**2 * 3 / 1e6)
+    assert figures["memory"]["MB"] > 0
     assert [row["threads"] for row in figures["scaling"]] == [1, 2]
     assert figures["cores"]["threads"]["3000 images/s"] > figures["cores"]["threads"]["1000 images/s"] > 0
 
