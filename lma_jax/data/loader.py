@@ -27,7 +27,7 @@ from absl import flags
 from lma_jax.data.batch import Batch, blank_example
 from lma_jax.data.sources import Source
 from lma_jax.data.transforms import Augmentation, train_image
-from lma_jax.data.worker import end_with_parent
+from lma_jax.data.worker import end_with_parent, start_tracker
 from lma_jax.errors import LostWorker, UserError, warn
 from lma_jax.images import BadImageError, eval_image
 from lma_jax.preprocessing import Preprocessing
@@ -151,6 +151,7 @@ def _read(dataset: Any, batch_size: int, start_step: int, reading: Reading) -> I
         batches = batches.mp_prefetch(processes, worker_init_fn=partial(end_with_parent, os.getpid()))
         if SHARED_MEMORY_FREED not in sys.warnoptions:
             sys.warnoptions.append(SHARED_MEMORY_FREED)  # workers and their tracker inherit it
+        start_tracker()
     return iter(batches)
 
 

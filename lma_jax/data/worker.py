@@ -1,12 +1,27 @@
-"""How a worker process of the loader ends. Only the standard library is imported."""
+"""How the processes of the loader meet signals and end. Only the standard library is imported."""
 
 import os
 import signal
 import threading
 import time
+from multiprocessing import resource_tracker
 
 from lma_jax import output
 from lma_jax.signals import STOPPING
+
+
+def start_tracker() -> None:
+    """Starts the process of multiprocessing that frees shared memory, if it does not run yet, deaf to SIGHUP.
+
+    It ignores Ctrl-C and SIGTERM on its own, but the SIGHUP of a closed terminal would end it, with dozens of
+    tracebacks from the one that takes its place. A signal that comes meanwhile is delivered afterwards.
+    """
+    hangup = {number for number in STOPPING if number not in (signal.SIGINT, signal.SIGTERM)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, hangup)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with_parent(parent: int, worker: int = 0, workers: int = 1) -> None:

@@ -1,6 +1,7 @@
 """A worker process ends with its parent."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -25,3 +26,24 @@ def test_a_worker_ends_with_its_parent_and_at_no_signal(moment):
     parent, seconds = (-1, 20) if moment == "before" else (os.getpid(), 0.2)
     process = subprocess.run([sys.executable, "-c", WORKER, str(parent), str(seconds)], cwd=ROOT, timeout=30)
     assert process.returncode == (1 if moment == "before" else 0)
+
+
+TRACKER = """
+import os, runpy, signal, time
+from multiprocessing import resource_tracker, shared_memory
+runpy.run_path("lma_jax/data/worker.py")["start_tracker"]()
+tracker = resource_tracker._resource_tracker._pid
+for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+    os.kill(tracker, number)
+memory = shared_memory.SharedMemory(create=True, size=8)
+memory.close()
+memory.unlink()
+assert os.waitpid(tracker, os.WNOHANG) == (0, 0)
+os.kill(os.getpid(), signal.SIGHUP)
+"""
+
+
+@pytest.mark.process
+def test_the_tracker_of_shared_memory_outlives_a_closed_terminal_and_its_parent_does_not():
+    process = subprocess.run([sys.executable, "-c", TRACKER], cwd=ROOT, timeout=30, capture_output=True)
+    assert (process.returncode, process.stderr) == (-signal.SIGHUP, b"")
