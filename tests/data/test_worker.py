@@ -29,16 +29,16 @@ def test_a_worker_ends_with_its_parent_and_at_no_signal(moment):
 
 
 TRACKER = """
-import os, runpy, signal, time
+import os, runpy, select, signal
 from multiprocessing import resource_tracker, shared_memory
 runpy.run_path("lma_jax/data/worker.py")["start_tracker"]()
 tracker = resource_tracker._resource_tracker._pid
 for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
     os.kill(tracker, number)
+assert select.select([os.pidfd_open(tracker)], [], [], 0.5)[0] == [], "it has ended"
 memory = shared_memory.SharedMemory(create=True, size=8)
 memory.close()
 memory.unlink()
-assert os.waitpid(tracker, os.WNOHANG) == (0, 0)
 os.kill(os.getpid(), signal.SIGHUP)
 """
 
