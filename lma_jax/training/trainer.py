@@ -27,8 +27,9 @@ from lma_jax.flops import count_macs
 from lma_jax.preprocessing import preprocessing_from
 from lma_jax.registry import recorded_options
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
-from lma_jax.training.config import differences, doubts, validate
+from lma_jax.training.config import differences, validate
 from lma_jax.training.distributed import StopSignal, of_first_process, sole_writer_of_job
+from lma_jax.training.doubts import doubts
 from lma_jax.training.evaluation import evaluate
 from lma_jax.training.initial import load_initial
 from lma_jax.training.meter import Meter, NonFiniteError
@@ -50,6 +51,7 @@ class Trainer:
             share it.
         change_config: resume even if the config or the data differ from the checkpoint's.
         profile: trace five steps into <workdir>/profile.
+        replaced: of the keys that were set beside the recipe, the values in the recipe, for warnings.
 
     Attributes:
         state: weights, statistics and optimizer; None before `fit`.
@@ -60,9 +62,17 @@ class Trainer:
         UserError: a bad config, missing data or an unwritable workdir.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, *, change_config: bool = False, profile: bool = False):
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        *,
+        change_config: bool = False,
+        profile: bool = False,
+        replaced: Mapping[str, Any] | None = None,
+    ):
         validate(config)
-        for line in doubts(config) if jax.process_index() == 0 else ():
+        for line in doubts(config, replaced) if jax.process_index() == 0 else ():
             warn(line)
         self.config = config
         self.workdir = workdir
@@ -143,10 +153,11 @@ class Trainer:
             dtype=config.dtype,
             batch_norm=config.batch_norm,
             seed=config.seed,
+            freeze=config.freeze,
             **recorded_options(config.model, config),
         )
-        replicated = NamedSharding(self.mesh, REPLICATED)
-        return create_state(build, self.optimizer, keep_ema=bool(config.ema_decay), sharding=replicated)
+        options: dict[str, Any] = dict(freeze=config.freeze, keep_ema=bool(config.ema_decay))
+        return create_state(build, self.optimizer, **options, sharding=NamedSharding(self.mesh, REPLICATED))
 
     def _start(self, fresh: TrainState, definition: Definition) -> tuple[TrainState, str]:
         """The state of a new run, and a line about where its weights are from."""
@@ -336,6 +347,8 @@ class Trainer:
             ema_decay=config.ema_decay,
             remat=config.remat,
             skip_nonfinite=config.on_nonfinite == "skip",
+            freeze=config.freeze,
+            erasing=config.random_erasing,
         )
         spec = batch_spec(config.batch_size, config.train_image_size, sharding=NamedSharding(self.mesh, SHARDED))
         self.watch.pause()

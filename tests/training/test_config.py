@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from configs import common
 from lma_jax.errors import UserError
 from lma_jax.preprocessing import IMAGENET, preprocessing_from
-from lma_jax.training.config import KEYS, differences, doubts, validate
+from lma_jax.training.config import KEYS, differences, validate
+from lma_jax.training.doubts import doubts
 from lma_jax.training.schedule import EpochClock, eval_steps, learning_rate_schedule
 from lma_jax.training.trainer import Trainer
 from tests.helpers.commands import ROOT
@@ -55,7 +56,7 @@ def test_what_differs_is_named_unless_it_does_not_affect_the_result():
     assert {name for name, key in KEYS.items() if key.resumable} == {
         *("data_dir", "data_threads", "data_workers", "eval_batch_size", "log_every", "keep_checkpoints"),
         "step_timeout",
-        *("init_from", "warm_start", "wandb_project", "on_bad_image", "on_nonfinite"),
+        *("init_from", "warm_start", "wandb_project", "gradcam_images", "on_bad_image", "on_nonfinite"),
         *("save_every", "save_every_steps", "save_wait"),
     }
 
