@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from lma_jax import files, output
-from lma_jax.checkpoint.format import Checkpoint, Metadata
+from lma_jax.checkpoint.format import Checkpoint, Metadata, to_arrays
 from lma_jax.checkpoint.manager import NOT_EVALUATED, Checkpoints
 from lma_jax.checkpoint.restore import fill
 from lma_jax.data.batch import Batch, batch_spec
@@ -175,7 +175,15 @@ class Trainer:
             )
         if not self.change_config or checkpoint.metadata.num_classes != self.train_source.num_classes:
             checkpoint.metadata.require_classes(self.train_source.class_names, self.train_source.name)
-        state = fill(fresh, checkpoint.arrays, sharding=fresh.step.sharding, source=str(checkpoint))
+        try:
+            state = fill(fresh, checkpoint.arrays, sharding=fresh.step.sharding, source=str(checkpoint))
+        except UserError as error:
+            if not _differs_beside_weights_only(fresh, checkpoint):
+                raise
+            raise UserError(
+                f"{self.workdir} holds a run {changed}. Its weights fit, the state of its optimizer does not: start "
+                f"another --workdir from its weights, by --config.init_from={self.workdir}"
+            ) from error
         self.checkpoints.set_aside_after(checkpoint.step)
         self.meter = Meter(checkpoint.metadata.sums)
         origin = f"resuming after step {checkpoint.step:,} from {self.workdir}"
@@ -361,6 +369,12 @@ class Trainer:
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _differs_beside_weights_only(fresh: TrainState, checkpoint: Checkpoint) -> bool:
+    """Whether the state of the optimizer or the moving average alone are of another structure in a checkpoint."""
+    different = to_arrays(fresh).keys() ^ checkpoint.arrays.keys()
+    return bool(different) and all(path.startswith(("opt_state/", "ema/")) for path in different)
 
 
 def _require_writable(workdir: Path) -> None:

@@ -227,7 +227,7 @@ def test_adamw_with_rates_of_some_layers_is_pytorchs_with_groups_of_parameters(e
         dict(params=[weight], lr=0.01 * factors.get(name, 1.0), weight_decay=0.5 * (everywhere or weight.ndim > 1))
         for name, weight in reference.model.named_parameters()
     ]
-    reference.optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.95))
+    reference.optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.95))  # type: ignore[assignment]
     reference.scheduler = torch.optim.lr_scheduler.StepLR(reference.optimizer, step_size=1, gamma=0.1)
     train(run)
     reference.train()
@@ -263,8 +263,9 @@ def test_frozen_parameters_and_statistics_keep_their_bits_and_the_others_train_a
     run.state.ema["params"]["conv1"]["kernel"] = run.state.params["conv1"]["kernel"].copy()
     start = jax.tree.map(np.array, run.state)
     reference = TorchTrial(run, TorchTiny(), parts=2, after_backward=lambda model: exactly_clipped(model, 0.05))
-    for layer in (reference.model.conv1, reference.model.bn1.eval(), reference.model.attention.conv_h):
-        layer.requires_grad_(False)
+    for layer in ("conv1", "bn1", "attention.conv_h"):
+        reference.model.get_submodule(layer).requires_grad_(False)
+    reference.model.get_submodule("bn1").eval()
     train(run)
     reference.train()
     assert_same_weights(run, reference.model)
