@@ -34,6 +34,7 @@ from lma_jax.training.evaluation import evaluate
 from lma_jax.training.initial import load_initial
 from lma_jax.training.meter import Meter, NonFiniteError
 from lma_jax.training.objective import loss_name, objective_from
+from lma_jax.training.reporting.gradcam import GradCam
 from lma_jax.training.reporting.profiler import Profiler
 from lma_jax.training.reporting.reporter import Reporter
 from lma_jax.training.schedule import EpochClock, SaveClock, eval_steps, learning_rate_schedule
@@ -127,6 +128,8 @@ class Trainer:
                     start=self.step,
                     reported=self.step - self._must_evaluate,
                     eval_steps=self.eval_steps,
+                    class_names=self.train_source.class_names,
+                    gradcam=self._gradcam(definition),
                 )
             )
             self.reporter.line(partial(self._description, definition))
@@ -205,6 +208,13 @@ class Trainer:
             return {}
         return {"train": self.train_source.identity(), "validation": self.val_source.identity()}
 
+    def _gradcam(self, definition: Definition) -> GradCam | None:
+        config = self.config
+        if not config.gradcam_images:
+            return None
+        options: dict[str, Any] = dict(preprocessing=self.preprocessing, model=config.model, loss=config.loss)
+        return GradCam(definition, self.val_source, config.gradcam_images, **options)
+
     def _description(self, definition: Definition) -> str:
         assert self.state is not None
         config, devices, side = self.config, jax.devices(), self.preprocessing.image_size
@@ -260,6 +270,7 @@ class Trainer:
             with contextlib.closing(Timed(self._train_batches())) as batches:
                 self._train(train_step, eval_step, batches, profiler)
         self._finish_saves()
+        self.reporter.finished()
         self.reporter.line(
             f"trained {self.config.model} for {self.step:,} steps; checkpoints, metrics.jsonl and curves.png are in "
             f"{self.workdir}"
@@ -273,7 +284,7 @@ class Trainer:
             self.state, metrics = train_step(self.state, batch)
             self.step += 1
             if self.step == 1:  # drawn while the devices compute
-                self.reporter.examples(batch["image"].addressable_data(0))
+                self.reporter.examples(batch["image"].addressable_data(0), batch["label"].addressable_data(0))
             self.meter.add(self.step, metrics)
             self.reporter.step(self.step, self.meter, waited=batches.seconds)
             if traced := profiler.after(self.step, metrics):
@@ -304,6 +315,8 @@ class Trainer:
         scores = evaluate(self.watch.uncounted_once(eval_step), *self.state.evaluated, on_mesh, check=self._check)
         row = self.reporter.evaluation(self.step, train_means, scores)
         self.meter = Meter()
+        self.watch.pause()
+        self.reporter.gradcam(self.step, *self.state.evaluated)
         self._save(row)
 
     def _check(self) -> None:
