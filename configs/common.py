@@ -41,7 +41,8 @@ def get_config() -> ConfigDict:
 
     # pixels
     config.image_size = IMAGENET.image_size
-    config.train_image_size = config.get_ref("image_size")
+    # A value computed from it, since the bare reference would take image_size along when it is set.
+    config.train_image_size = 1 * config.get_ref("image_size")
     # The same share of the image for every size: 256 for 224.
     config.resize_size = config.get_ref("image_size") * IMAGENET.resize_size // IMAGENET.image_size
     config.crop_scale = (0.08, 1.0)

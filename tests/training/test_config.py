@@ -212,6 +212,14 @@ def test_wild_values_are_accepted_or_refused(values):
         json.dumps(config.to_dict(), allow_nan=False)
 
 
+def test_the_size_of_training_images_follows_that_of_evaluation_not_the_other_way_round():
+    config = common.get_config()
+    config.image_size = 32
+    assert config.train_image_size == 32
+    config.train_image_size = 24
+    assert (config.image_size, config.train_image_size) == (32, 24)
+
+
 def test_every_recipe_names_its_command():
     for recipe in RECIPES:
         text = (ROOT / f"configs/{recipe}.py").read_text()

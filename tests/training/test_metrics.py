@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
-from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
 from configs import digits
+from lma_jax import figures
 from lma_jax.data.sources import Source
 from lma_jax.errors import UserError
+from lma_jax.preprocessing import IMAGENET
 from lma_jax.training.reporting.gradcam import GradCam
 from lma_jax.training.reporting.metrics import MetricsWriter, read_metrics
 from lma_jax.training.reporting.pictures import draw_curves, draw_examples
-from tests.helpers import tiny
 from tests.helpers.images import noise
 
 
@@ -97,17 +98,16 @@ def test_tensorboard_reads_the_config_the_pictures_and_the_hyperparameters_with_
         writer.finished(12)
 
     events = EventMultiplexer(tensor_size_guidance={"hparams": 0}).AddRunsFromDirectory(str(tmp_path)).Reload()
-    picture = events.Images("run/tensorboard", "examples")[0]
-    assert (picture.width, picture.height) == (8 * 68, 2 * 81)
-    drawn = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+    width, height, png = events.Tensors("run/tensorboard", "examples")[0].tensor_proto.string_val
+    assert (int(width), int(height)) == (8 * 68, 2 * 81)
+    drawn = np.asarray(Image.open(io.BytesIO(png)))
     np.testing.assert_array_equal(drawn[2:66:4, 2:66:4], pixels[0])
-    assert (
-        "| optimizer | `'sgd'` |" in events.Tensors("run/tensorboard", "config")[0].tensor_proto.string_val[0].decode()
-    )
+    (table,) = events.Tensors("run/tensorboard", "config")[0].tensor_proto.string_val
+    assert "| optimizer | `'sgd'` |" in table.decode()
 
     provider = SimpleNamespace(data_provider=MultiplexerDataProvider(events, str(tmp_path)))
     plugin, request = Context(provider), api_pb2.ListSessionGroupsRequest(slice_size=9)
-    (experiment,) = [get_experiment.Handler(RequestContext(), plugin, "", api_pb2.GetExperimentRequest()).run()]
+    experiment = get_experiment.Handler(RequestContext(), plugin, "", api_pb2.GetExperimentRequest()).run()
     assert {info.name for info in experiment.hparam_infos} == config.keys()
     request.allowed_statuses.append(api_pb2.STATUS_SUCCESS)
     (group,) = list_session_groups.Handler(RequestContext(), plugin, "", request).run().session_groups
@@ -116,14 +116,15 @@ def test_tensorboard_reads_the_config_the_pictures_and_the_hyperparameters_with_
 
 
 def test_gradcam_is_drawn_of_images_from_all_over_the_validation_set_that_can_be_decoded(monkeypatch):
-    tiny.register(monkeypatch)
-    run = tiny.Trial(devices=4)
-    encoded = [noise(), b"damaged", noise(), noise()]
-    records = [{"image": image, "label": label} for label, image in enumerate(encoded)]
-    options: dict[str, Any] = dict(preprocessing=tiny.PREPROCESSING, model="tiny_lma", loss="softmax")
-    source = Source("digits", records, tuple("abcdefghij"))
-    picture = Image.open(io.BytesIO(GradCam(run.definition, source, 4, **options).draw(5, *run.state.evaluated)))
-    assert picture.format == "PNG"
-    damaged = Source("digits", records[1:2], source.class_names)
+    drawn: list[str] = []
+    figure = SimpleNamespace(savefig=lambda target, **options: target.write(b"png"))
+    monkeypatch.setattr(figures, "draw_maps", lambda model, images, *_, **options: drawn.extend(images) or figure)
+    records = [{"image": b"damaged" if index == 2 else noise(), "label": index} for index in range(9)]
+    network: Any = SimpleNamespace(bind=lambda params, batch_stats: None)
+    options: dict[str, Any] = dict(preprocessing=IMAGENET, model="resnet18", loss="softmax")
+    cam = GradCam(network, Source("letters", records, tuple("abcdefghi")), 5, **options)
+    assert cam.draw(7, {}, {}) == b"png"
+    assert drawn == ["image 0, a", "image 4, e", "image 6, g", "image 8, i"]
+    damaged = GradCam(network, Source("letters", records[2:3], ("a", "b", "c")), 4, **options)
     with pytest.raises(UserError, match="none of its images can be decoded"):
-        GradCam(run.definition, damaged, 4, **options).draw(5, *run.state.evaluated)
+        damaged.draw(7, {}, {})
