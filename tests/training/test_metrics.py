@@ -118,7 +118,12 @@ def test_tensorboard_reads_the_config_the_pictures_and_the_hyperparameters_with_
 def test_gradcam_is_drawn_of_images_from_all_over_the_validation_set_that_can_be_decoded(monkeypatch):
     drawn: list[str] = []
     figure = SimpleNamespace(savefig=lambda target, **options: target.write(b"png"))
-    monkeypatch.setattr(figures, "draw_maps", lambda model, images, *_, **options: drawn.extend(images) or figure)
+
+    def draw_maps(model, images, *_, **options):
+        drawn.extend(images)
+        return figure
+
+    monkeypatch.setattr(figures, "draw_maps", draw_maps)
     records = [{"image": b"damaged" if index == 2 else noise(), "label": index} for index in range(9)]
     network: Any = SimpleNamespace(bind=lambda params, batch_stats: None)
     options: dict[str, Any] = dict(preprocessing=IMAGENET, model="resnet18", loss="softmax")
