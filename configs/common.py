@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.width_mult = 1.0
     config.drop_path = 0.0
     config.zero_init_residual = False
+    config.freeze = ()
     config.seed = 0
     config.dtype = "bfloat16"
     config.batch_norm = "local"
@@ -40,13 +41,15 @@ def get_config() -> ConfigDict:
 
     # pixels
     config.image_size = IMAGENET.image_size
-    config.train_image_size = config.get_ref("image_size")
+    # A value computed from it, since the bare reference would take image_size along when it is set.
+    config.train_image_size = 1 * config.get_ref("image_size")
     # The same share of the image for every size: 256 for 224.
     config.resize_size = config.get_ref("image_size") * IMAGENET.resize_size // IMAGENET.image_size
     config.crop_scale = (0.08, 1.0)
     config.crop_padding = 0
     config.flip = True
     config.rand_augment = 0.0
+    config.random_erasing = 0.0
     config.mean = IMAGENET.mean
     config.std = IMAGENET.std
 
@@ -68,7 +71,9 @@ def get_config() -> ConfigDict:
     config.optimizer = "sgd"
     config.learning_rate = 0.1
     config.base_batch_size = 0
+    config.lr_scales = ()
     config.momentum = 0.9
+    config.betas = ()
     config.weight_decay = 1e-4
     config.decay_norm_and_bias = True
     config.clip_norm = 0.0
@@ -87,5 +92,6 @@ def get_config() -> ConfigDict:
     config.save_wait = 10.0
     config.step_timeout = 30.0
     config.keep_checkpoints = 2
+    config.gradcam_images = 0
     config.wandb_project = ""
     return config

@@ -6,6 +6,8 @@ Both define it alike: momentum = gradient + weight decay * weight + mu * momentu
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import torch
 from flax import nnx
 
@@ -19,12 +21,18 @@ def momentum_to_torch(trace: Any, jax_model: nnx.Module) -> dict[str, torch.Tens
     """Momentum by PyTorch's parameter names.
 
     Args:
-        trace: optax's momentum (`trace` of optax.TraceState), with the structure of the parameters of `jax_model`.
+        trace: optax's momentum (`trace` of optax.TraceState), with the structure of the parameters of `jax_model`;
+            None, which stands for a frozen parameter in a run, becomes 0.
         jax_model: the network; its weights do not matter.
     """
-    definition, _, batch_stats = split(jax_model)
+    definition, params, batch_stats = split(jax_model)
+    trace = jax.tree.map(_or_zero, trace, params, is_leaf=lambda leaf: leaf is None)
     buffers = to_torch(definition.bind(trace, batch_stats))
     return {name: buffer for name, buffer in buffers.items() if not name.endswith(STATISTICS)}
+
+
+def _or_zero(buffer: Any, parameter: jax.Array) -> Any:
+    return jnp.zeros_like(parameter) if buffer is None else buffer
 
 
 def momentum_to_jax(buffers: Mapping[str, torch.Tensor], jax_model: nnx.Module) -> Any:

@@ -129,6 +129,16 @@ def load_config() -> "tuple[ConfigDict, str]":
     return config, path.stem
 
 
+def replaced_values() -> dict[str, Any]:
+    """The values in the recipe of those keys that --config.<key> sets."""
+    from ml_collections import config_flags
+
+    flag = flags.FLAGS["config"]
+    given = config_flags.get_override_values(flag)
+    recipe = recipes.load(config_flags.get_config_filename(flag)) if given else {}
+    return {key: recipe[key] for key in given}
+
+
 def models_named(pattern: str) -> list[str]:
     """The networks whose names match a pattern.
 

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,9 +36,15 @@ def save(figure: Any, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    with files.replacing(path) as temporary, warnings.catch_warnings():
+    with files.replacing(path) as temporary:
+        write(figure, temporary, dpi=150)
+
+
+def write(figure: Any, target: Path | BinaryIO, *, dpi: int) -> None:
+    """Writes a figure, as the suffix of a path says or as PNG."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # in names that the font cannot write
-        figure.savefig(temporary, dpi=150, metadata={"Creator": CREATOR})
+        figure.savefig(target, dpi=dpi, metadata={"Creator": CREATOR})
 
 
 def ranked_classes(logits: np.ndarray, loss: str) -> list[tuple[int, float]]:

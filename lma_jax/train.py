@@ -96,8 +96,9 @@ def main() -> None:
         from lma_jax.training.trainer import Trainer
 
         workdir = files.path_of(options.workdir or f"runs/{name}")
+        run = dict(change_config=options.change_config, profile=options.profile, replaced=cli.replaced_values())
         try:
-            Trainer(config, workdir, change_config=options.change_config, profile=options.profile).fit()
+            Trainer(config, workdir, **run).fit()
         finally:
             ignore_signals()
 

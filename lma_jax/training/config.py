@@ -14,6 +14,7 @@ from lma_jax.recipes import load
 from lma_jax.registry import RECORDED, problem_with, recorded_options
 from lma_jax.resnet import STEMS
 from lma_jax.training.schedule import LARGEST
+from lma_jax.training.selection import is_frozen, parameter_names, require_match
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,26 @@ def _increases(epochs: Sequence[float]) -> bool:
     return all(0 < epoch <= MOST_EPOCHS for epoch in epochs) and sorted(set(epochs)) == list(epochs)
 
 
+def _are_patterns(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(map(_is_pattern, value))
+
+
+def _is_pattern(value: Any) -> bool:
+    return _is_text(value) and value != ""
+
+
+def _are_factors(value: Any) -> bool:
+    """Whether a value is pairs of a pattern and a factor."""
+    return isinstance(value, tuple | list) and all(
+        isinstance(pair, tuple | list) and len(pair) == 2 and _is_pattern(pair[0]) and POSITIVE.check(pair[1])
+        for pair in value
+    )
+
+
+def _are_betas(value: Sequence[float]) -> bool:
+    return len(value) in (0, 2) and all(0 <= beta < 1 for beta in value)
+
+
 def _is_scale(scale: Sequence[float]) -> bool:
     return len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1
 
@@ -90,6 +111,7 @@ MOST_EPOCHS = 1_000_000
 MOST_PIXELS = 1 << 13
 MOST_IMAGES = 1 << 20
 MOST_CHANNELS = 1 << 12
+MOST_PICTURES = 64
 LONGEST = 4096
 
 MODEL = Kind(lambda name: problem_with(name) is None, "one of lma_jax.list_models()")
@@ -106,6 +128,12 @@ MIXING = number(lambda value: value == 0 or 1e-3 <= value <= 1000, "0, or a numb
 FRACTION = number(lambda value: 0 <= value < 1, "a number from 0 to below 1")
 THRESHOLD = Kind(lambda value: value is None or FRACTION.check(value), "None, or from 0 to below 1")
 MAGNITUDE = number(lambda value: 0 <= value <= 10, "a magnitude from 0 to 10")
+PROBABILITY = number(lambda value: 0 <= value <= 1, "a probability from 0 to 1")
+BETAS = numbers(_are_betas, "two numbers from 0 to below 1, or () for those that are usual with the optimizer")
+PATTERNS = Kind(_are_patterns, 'patterns of parameter names such as ("conv1.*", "layer1.*"), or ()')
+FACTORS = Kind(
+    _are_factors, 'pairs of a pattern and a factor above 0 such as (("layer1.*", 0.1), ("fc.*", 2.0)), or ()'
+)
 EPOCHS = numbers(_increases, f"increasing numbers of epochs up to {MOST_EPOCHS:,}")
 SCALE = numbers(_is_scale, "two fractions of the area, 0 < low <= high <= 1")
 MEAN = numbers(lambda value: len(value) == 3 and 0 <= min(value) <= max(value) <= 1000, "three numbers from 0 to 1,000")
@@ -129,7 +157,11 @@ KEYS = {
     ),
     "drop_path": Key(FRACTION, "rate of stochastic depth in the last block, from 0 in the first"),
     "zero_init_residual": Key(FLAG, "start the last normalisation of a ResNet's branches from 0"),
-    "seed": Key(SEED, "seed of weights, order of the data, augmentation, dropout and mixing"),
+    "freeze": Key(
+        PATTERNS,
+        "patterns of parameters that stay as they are; a BatchNorm among them keeps its statistics and uses them",
+    ),
+    "seed": Key(SEED, "seed of weights, order of the data, augmentation, dropout, erasing and mixing"),
     "dtype": Key(
         one_of("float32", "bfloat16", "float64"), "of the computation; weights and statistics are float32 or wider"
     ),
@@ -158,6 +190,7 @@ KEYS = {
     ),
     "flip": Key(FLAG, "mirror half of the training images"),
     "rand_augment": Key(MAGNITUDE, "magnitude of RandAugment; 0 is off"),
+    "random_erasing": Key(PROBABILITY, "probability that a rectangle of a training image is set to the mean colour"),
     "mean": Key(MEAN, "mean of each channel, on the scale 0 to 1"),
     "std": Key(STD, "standard deviation of each channel, on the scale 0 to 1"),
     "loss": Key(one_of("softmax", "sigmoid"), "softmax cross-entropy, or binary cross-entropy averaged over classes"),
@@ -170,10 +203,12 @@ KEYS = {
     "accumulate": Key(whole_number(1), "micro-batches whose gradients are averaged in a step, to save memory"),
     "remat": Key(FLAG, "recompute everything but convolutions in the backward pass, to save memory"),
     "epochs": Key(DURATION, "length of the run"),
-    "optimizer": Key(one_of("sgd", "lamb"), "PyTorch's SGD, or LAMB"),
+    "optimizer": Key(one_of("sgd", "adamw", "lamb", "lion"), "PyTorch's SGD or AdamW, LAMB, or Lion"),
     "learning_rate": Key(POSITIVE, "peak learning rate"),
     "base_batch_size": Key(whole_number(0), "above 0: learning_rate is for this batch size and scaled to batch_size"),
+    "lr_scales": Key(FACTORS, "factors on the learning rate of the parameters that match; the first match counts"),
     "momentum": Key(NOT_NEGATIVE, "momentum of sgd"),
+    "betas": Key(BETAS, "decay rates of the moments of adamw and lamb, (0.9, 0.999), or lion, (0.9, 0.99)"),
     "weight_decay": Key(NOT_NEGATIVE, "weight decay"),
     "decay_norm_and_bias": Key(FLAG, "whether weight decay acts on normalisation and biases too"),
     "clip_norm": Key(NOT_NEGATIVE, "global norm to which larger gradients are scaled down; 0 is off"),
@@ -196,6 +231,9 @@ KEYS = {
         NOT_NEGATIVE, "minutes without a step after which the run ends with exit code 75; 0 waits for ever", True
     ),
     "keep_checkpoints": Key(whole_number(1), "newest checkpoints to keep; the best by top-1 is kept as well", True),
+    "gradcam_images": Key(
+        whole_number(0, MOST_PICTURES), "validation images with Grad-CAM++ in TensorBoard after each evaluation", True
+    ),
     "wandb_project": Key(TEXT, "project of Weights & Biases that receives the metrics, or empty", True),
 }
 
@@ -216,22 +254,10 @@ def validate(config: ConfigDict) -> None:
     padding_fits = config.crop_padding < config.train_image_size
     _require_related(config, "crop_padding", padding_fits, f"below train_image_size ({config.train_image_size})")
     _require_options(config)
+    _require_optimizer(config)
     _require_start(config)
     _require_divisible(config)
     _require_memory(config)
-
-
-def doubts(config: ConfigDict) -> list[str]:
-    """What is allowed but hardly meant, a line for each."""
-    share = config.image_size / config.resize_size
-    return [
-        f"evaluation sees the central {100 * share:.0f} % of the shorter side only: config.image_size="
-        f"{config.image_size} of config.resize_size={config.resize_size}"
-    ] * (share < LEAST_SHARE)
-
-
-# Of the shorter side, below which a centre crop of evaluation gets a warning; the usual ones are 0.87 to 1.
-LEAST_SHARE = 0.8
 
 
 def differences(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
@@ -302,6 +328,23 @@ def _require_options(config: ConfigDict) -> None:
     for name in RECORDED:
         accepted = name in taken or config[name] == common[name]
         _require_related(config, name, accepted, f"left at {common[name]!r}: {config.model} has no such option")
+
+
+def _require_optimizer(config: ConfigDict) -> None:
+    if config.betas and config.optimizer == "sgd":
+        raise UserError(f"config.betas={config.betas!r} is not allowed: sgd has config.momentum instead")
+    patterns = {"freeze": config.freeze, "lr_scales": [pattern for pattern, _ in config.lr_scales]}
+    if not any(patterns.values()):
+        return
+    names = parameter_names(config.model, **recorded_options(config.model, config))
+    for key, given in patterns.items():
+        for pattern in given:
+            try:
+                require_match(pattern, names)
+            except ValueError as error:
+                raise UserError(f"config.{key}: {_shown(pattern)} of {config.model} {error}") from error
+    if all(is_frozen(name, config.freeze) for name in names):
+        raise UserError(f"config.freeze={_shown(config.freeze)} leaves nothing to train")
 
 
 def _require_start(config: ConfigDict) -> None:

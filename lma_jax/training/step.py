@@ -1,6 +1,6 @@
 """The training step and the evaluation step: one jitted program each, over a mesh with the axis "data"."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,16 @@ from lma_jax.definition import Definition, Tree
 from lma_jax.layers import widened
 from lma_jax.preprocessing import Preprocessing, normalize
 from lma_jax.sharding import DATA_AXIS, REPLICATED, SHARDED
+from lma_jax.training.erasing import random_erasing
 from lma_jax.training.objective import Objective
+from lma_jax.training.selection import joined, trained
 from lma_jax.training.state import TrainState
 
+# What is folded into the key of a part of a batch, beside the 0 and 1 by which it is split.
+ERASING = 2
+
 Metrics = dict[str, jax.Array]
-# (params, batch_stats, batch, key) -> gradients, new batch_stats, metrics
+# (params, batch_stats, batch, key) -> gradients, None for frozen parameters, new batch_stats, metrics
 Gradients = Callable[[Tree, Tree, Any, jax.Array], tuple[Tree, Tree, Metrics]]
 
 
@@ -34,12 +39,14 @@ def make_train_step(
     ema_decay: float = 0.0,
     remat: bool = False,
     skip_nonfinite: bool = False,
+    freeze: Sequence[str] = (),
+    erasing: float = 0.0,
 ) -> jax.stages.Wrapped:
     """`step(state, batch) -> state, metrics`; it donates `state`, and the metrics are sums over the global batch.
 
     Each device works on its share of the batch. Gradients and running statistics are averaged over the devices;
-    batch statistics are shared only if the network's BatchNorm says so. Dropout and mixing are functions of (seed,
-    step, device, part).
+    batch statistics are shared only if the network's BatchNorm says so. Dropout, erasing and mixing are functions of
+    (seed, step, device, part).
 
     Args:
         definition: the network without its weights.
@@ -47,15 +54,18 @@ def make_train_step(
         mesh: the devices.
         preprocessing: how images are normalised.
         objective: what is minimised.
-        seed: seed of dropout and mixing.
+        seed: seed of dropout, erasing and mixing.
         accumulate: number of parts in which a device computes its share. The gradient is the mean of theirs, and
             batch statistics are those of a part, as in PyTorch's loop of backward() calls.
         ema_decay: weight of the past in the moving average of weights and statistics, if the state has one.
         remat: keep only the outputs of convolutions and matrix products for the backward pass and recompute
             normalisation, activation and attention: less memory for a little time.
         skip_nonfinite: leave the state as it is if the loss or a gradient is not finite, and count "skipped_updates".
+        freeze: patterns of frozen parameters, which keep their bits, as do the statistics of a frozen BatchNorm. They
+            have no gradient, and so no part in its norm. The network is one of `build_model` with the same patterns.
+        erasing: probability with which a rectangle of an image is erased, before images are mixed.
     """
-    gradients = make_gradients(definition, objective, preprocessing, remat=remat)
+    gradients = make_gradients(definition, objective, preprocessing, remat=remat, freeze=freeze, erasing=erasing)
     compute = gradients if accumulate == 1 else accumulated(gradients, accumulate)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -63,12 +73,15 @@ def make_train_step(
         grads, batch_stats, metrics = compute(state.params, state.batch_stats, batch, key)
         grads, batch_stats = jax.lax.pmean((grads, batch_stats), DATA_AXIS)
         metrics = jax.lax.psum(metrics, DATA_AXIS)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema and optax.incremental_update(
-            {"params": params, "batch_stats": batch_stats}, state.ema, 1 - ema_decay
-        )
-        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+        old = {"params": state.params, "batch_stats": state.batch_stats}
+        trained_params = trained(state.params, freeze)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained_params)
+        moved = {
+            "params": optax.apply_updates(trained_params, updates),
+            "batch_stats": trained(batch_stats, freeze),
+        }
+        ema = state.ema and joined(optax.incremental_update(moved, state.ema, 1 - ema_decay), state.ema)
+        new = TrainState(state.step + 1, opt_state=opt_state, ema=ema, **joined(moved, old))
         return _skip_nonfinite(state, new, grads, metrics) if skip_nonfinite else (new, metrics)
 
     sharded = jax.shard_map(
@@ -78,16 +91,25 @@ def make_train_step(
 
 
 def make_gradients(
-    definition: Definition, objective: Objective, preprocessing: Preprocessing, *, remat: bool
+    definition: Definition,
+    objective: Objective,
+    preprocessing: Preprocessing,
+    *,
+    remat: bool,
+    freeze: Sequence[str],
+    erasing: float,
 ) -> Gradients:
     """The gradients of the objective on one device; arguments as in `make_train_step`."""
 
     def gradients(params: Tree, batch_stats: Tree, batch: Any, key: jax.Array) -> tuple[Tree, Tree, Metrics]:
         mix_key, dropout_key = jax.random.split(key)
-        images, targets = objective.mix(mix_key, normalize(batch["image"], preprocessing), batch["label"])
+        images = normalize(batch["image"], preprocessing)
+        if erasing:
+            images = random_erasing(jax.random.fold_in(key, ERASING), images, erasing)
+        images, targets = objective.mix(mix_key, images, batch["label"])
 
-        def loss_fn(params: Tree) -> tuple[jax.Array, tuple[Tree, Metrics]]:
-            model = definition.bind(params, batch_stats)
+        def loss_fn(changing: Tree) -> tuple[jax.Array, tuple[Tree, Metrics]]:
+            model = definition.bind(joined(changing, params), batch_stats)
             nnx.reseed(model, dropout=dropout_key)
             logits = widened(model(images))
             losses = objective.losses(logits, targets)
@@ -95,7 +117,7 @@ def make_gradients(
             return losses.mean(), (new_stats, metric_sums(logits, batch, loss=losses))
 
         function = jax.checkpoint(loss_fn, policy=is_product) if remat else loss_fn
-        grads, (batch_stats, metrics) = jax.grad(function, has_aux=True)(params)
+        grads, (batch_stats, metrics) = jax.grad(function, has_aux=True)(trained(params, freeze))
         return grads, batch_stats, metrics
 
     return gradients

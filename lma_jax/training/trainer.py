@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from lma_jax import files, output
-from lma_jax.checkpoint.format import Checkpoint, Metadata
+from lma_jax.checkpoint.format import Checkpoint, Metadata, to_arrays
 from lma_jax.checkpoint.manager import NOT_EVALUATED, Checkpoints
 from lma_jax.checkpoint.restore import fill
 from lma_jax.data.batch import Batch, batch_spec
@@ -27,12 +27,14 @@ from lma_jax.flops import count_macs
 from lma_jax.preprocessing import preprocessing_from
 from lma_jax.registry import recorded_options
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
-from lma_jax.training.config import differences, doubts, validate
+from lma_jax.training.config import differences, validate
 from lma_jax.training.distributed import StopSignal, of_first_process, sole_writer_of_job
+from lma_jax.training.doubts import doubts
 from lma_jax.training.evaluation import evaluate
 from lma_jax.training.initial import load_initial
 from lma_jax.training.meter import Meter, NonFiniteError
 from lma_jax.training.objective import loss_name, objective_from
+from lma_jax.training.reporting.gradcam import GradCam
 from lma_jax.training.reporting.profiler import Profiler
 from lma_jax.training.reporting.reporter import Reporter
 from lma_jax.training.schedule import EpochClock, SaveClock, eval_steps, learning_rate_schedule
@@ -50,6 +52,7 @@ class Trainer:
             share it.
         change_config: resume even if the config or the data differ from the checkpoint's.
         profile: trace five steps into <workdir>/profile.
+        replaced: of the keys that were set beside the recipe, the values in the recipe, for warnings.
 
     Attributes:
         state: weights, statistics and optimizer; None before `fit`.
@@ -60,9 +63,17 @@ class Trainer:
         UserError: a bad config, missing data or an unwritable workdir.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, *, change_config: bool = False, profile: bool = False):
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        *,
+        change_config: bool = False,
+        profile: bool = False,
+        replaced: Mapping[str, Any] | None = None,
+    ):
         validate(config)
-        for line in doubts(config) if jax.process_index() == 0 else ():
+        for line in doubts(config, replaced) if jax.process_index() == 0 else ():
             warn(line)
         self.config = config
         self.workdir = workdir
@@ -117,6 +128,8 @@ class Trainer:
                     start=self.step,
                     reported=self.step - self._must_evaluate,
                     eval_steps=self.eval_steps,
+                    class_names=self.train_source.class_names,
+                    gradcam=self._gradcam(definition),
                 )
             )
             self.reporter.line(partial(self._description, definition))
@@ -143,10 +156,11 @@ class Trainer:
             dtype=config.dtype,
             batch_norm=config.batch_norm,
             seed=config.seed,
+            freeze=config.freeze,
             **recorded_options(config.model, config),
         )
-        replicated = NamedSharding(self.mesh, REPLICATED)
-        return create_state(build, self.optimizer, keep_ema=bool(config.ema_decay), sharding=replicated)
+        options: dict[str, Any] = dict(freeze=config.freeze, keep_ema=bool(config.ema_decay))
+        return create_state(build, self.optimizer, **options, sharding=NamedSharding(self.mesh, REPLICATED))
 
     def _start(self, fresh: TrainState, definition: Definition) -> tuple[TrainState, str]:
         """The state of a new run, and a line about where its weights are from."""
@@ -164,7 +178,15 @@ class Trainer:
             )
         if not self.change_config or checkpoint.metadata.num_classes != self.train_source.num_classes:
             checkpoint.metadata.require_classes(self.train_source.class_names, self.train_source.name)
-        state = fill(fresh, checkpoint.arrays, sharding=fresh.step.sharding, source=str(checkpoint))
+        try:
+            state = fill(fresh, checkpoint.arrays, sharding=fresh.step.sharding, source=str(checkpoint))
+        except UserError as error:
+            if not _differs_beside_weights_only(fresh, checkpoint):
+                raise
+            raise UserError(
+                f"{self.workdir} holds a run {changed}. Its weights fit, the state of its optimizer does not: start "
+                f"another --workdir from its weights, by --config.init_from={self.workdir}"
+            ) from error
         self.checkpoints.set_aside_after(checkpoint.step)
         self.meter = Meter(checkpoint.metadata.sums)
         origin = f"resuming after step {checkpoint.step:,} from {self.workdir}"
@@ -185,6 +207,13 @@ class Trainer:
         if jax.process_index() > 0:
             return {}
         return {"train": self.train_source.identity(), "validation": self.val_source.identity()}
+
+    def _gradcam(self, definition: Definition) -> GradCam | None:
+        config = self.config
+        if not config.gradcam_images:
+            return None
+        options: dict[str, Any] = dict(preprocessing=self.preprocessing, model=config.model, loss=config.loss)
+        return GradCam(definition, self.val_source, config.gradcam_images, **options)
 
     def _description(self, definition: Definition) -> str:
         assert self.state is not None
@@ -241,6 +270,7 @@ class Trainer:
             with contextlib.closing(Timed(self._train_batches())) as batches:
                 self._train(train_step, eval_step, batches, profiler)
         self._finish_saves()
+        self.reporter.finished()
         self.reporter.line(
             f"trained {self.config.model} for {self.step:,} steps; checkpoints, metrics.jsonl and curves.png are in "
             f"{self.workdir}"
@@ -254,7 +284,7 @@ class Trainer:
             self.state, metrics = train_step(self.state, batch)
             self.step += 1
             if self.step == 1:  # drawn while the devices compute
-                self.reporter.examples(batch["image"].addressable_data(0))
+                self.reporter.examples(batch["image"].addressable_data(0), batch["label"].addressable_data(0))
             self.meter.add(self.step, metrics)
             self.reporter.step(self.step, self.meter, waited=batches.seconds)
             if traced := profiler.after(self.step, metrics):
@@ -285,6 +315,8 @@ class Trainer:
         scores = evaluate(self.watch.uncounted_once(eval_step), *self.state.evaluated, on_mesh, check=self._check)
         row = self.reporter.evaluation(self.step, train_means, scores)
         self.meter = Meter()
+        self.watch.pause()
+        self.reporter.gradcam(self.step, *self.state.evaluated)
         self._save(row)
 
     def _check(self) -> None:
@@ -336,6 +368,8 @@ class Trainer:
             ema_decay=config.ema_decay,
             remat=config.remat,
             skip_nonfinite=config.on_nonfinite == "skip",
+            freeze=config.freeze,
+            erasing=config.random_erasing,
         )
         spec = batch_spec(config.batch_size, config.train_image_size, sharding=NamedSharding(self.mesh, SHARDED))
         self.watch.pause()
@@ -348,6 +382,12 @@ class Trainer:
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _differs_beside_weights_only(fresh: TrainState, checkpoint: Checkpoint) -> bool:
+    """Whether the state of the optimizer or the moving average alone are of another structure in a checkpoint."""
+    different = to_arrays(fresh).keys() ^ checkpoint.arrays.keys()
+    return bool(different) and all(path.startswith(("opt_state/", "ema/")) for path in different)
 
 
 def _require_writable(workdir: Path) -> None:

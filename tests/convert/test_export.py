@@ -163,8 +163,9 @@ def test_momentum_is_refused_where_it_is_not_that_of_the_exported_weights(checkp
     with pytest.raises(UserError, match="momentum belongs to the weights"):
         export_momentum(replace(checkpoint, arrays={**arrays, **average}), tmp_path / "momentum.pth")
     none = {path: array for path, array in arrays.items() if not path.startswith("opt_state/")}
-    with pytest.raises(UserError, match="checkpoint 7 holds no momentum of SGD"):
-        export_momentum(replace(checkpoint, arrays=none), tmp_path / "momentum.pth")
+    adamw = replace(checkpoint.metadata, config={**PREPROCESSING, "optimizer": "adamw"})
+    with pytest.raises(UserError, match=r"checkpoint 7 holds no momentum of SGD: its config\.optimizer is adamw"):
+        export_momentum(replace(checkpoint, arrays=none, metadata=adamw), tmp_path / "momentum.pth")
     with pytest.raises(UserError, match=r"must end in .safetensors or .pth"):
         export_momentum(checkpoint, tmp_path / "momentum.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -177,3 +178,14 @@ def test_momentum_is_that_of_the_checkpoint(checkpoint, pair, tmp_path):
     parameters = dict(pair.torch_model.named_parameters())
     assert momentum.keys() == parameters.keys()
     assert all(np.array_equal(momentum[name], weight.detach()) for name, weight in parameters.items())
+
+
+def test_momentum_of_a_frozen_parameter_is_zero_and_a_missing_one_is_an_error(checkpoint, tmp_path):
+    arrays = {path: array for path, array in checkpoint.arrays.items() if not path.endswith("trace/conv1/kernel")}
+    with pytest.raises(UserError, match="missing conv1/kernel"):
+        export_momentum(replace(checkpoint, arrays=arrays), tmp_path / "momentum.pth")
+    frozen = replace(checkpoint.metadata, config={**PREPROCESSING, "freeze": ["conv1.*"]})
+    export_momentum(replace(checkpoint, arrays=arrays, metadata=frozen), tmp_path / "momentum.pth")
+    momentum, _ = read_weights(tmp_path / "momentum.pth")
+    assert not momentum["conv1.weight"].any()
+    assert momentum["fc.weight"].any()

@@ -20,6 +20,7 @@ SHORT = (
     "--config.image_size=8",
     "--config.resize_size=8",
     "--config.batch_size=8",
+    "--config.learning_rate=0.05",
     "--config.eval_batch_size=360",
     "--config.epochs=0.1",
     "--config.eval_every=0.0334",

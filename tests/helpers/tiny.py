@@ -74,10 +74,11 @@ class Trial:
             dtype=config.dtype,
             batch_norm=config.batch_norm,
             seed=config.seed,
+            freeze=config.freeze,
         )
         sharding = NamedSharding(self.mesh, REPLICATED)
         self.definition, self.state = create_state(
-            build, self.optimizer, keep_ema=bool(config.ema_decay), sharding=sharding
+            build, self.optimizer, freeze=config.freeze, keep_ema=bool(config.ema_decay), sharding=sharding
         )
         self.objective = objective_from(config, num_classes=CLASSES)
         self.train_step = make_train_step(
@@ -91,6 +92,8 @@ class Trial:
             ema_decay=config.ema_decay,
             remat=config.remat,
             skip_nonfinite=config.on_nonfinite == "skip",
+            freeze=config.freeze,
+            erasing=config.random_erasing,
         )
         self.eval_step = make_eval_step(self.definition, self.mesh, preprocessing=PREPROCESSING)
 

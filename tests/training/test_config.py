@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from configs import common
 from lma_jax.errors import UserError
 from lma_jax.preprocessing import IMAGENET, preprocessing_from
-from lma_jax.training.config import KEYS, differences, doubts, validate
+from lma_jax.training.config import KEYS, differences, validate
+from lma_jax.training.doubts import doubts
 from lma_jax.training.schedule import EpochClock, eval_steps, learning_rate_schedule
 from lma_jax.training.trainer import Trainer
 from tests.helpers.commands import ROOT
@@ -55,7 +56,7 @@ def test_what_differs_is_named_unless_it_does_not_affect_the_result():
     assert {name for name, key in KEYS.items() if key.resumable} == {
         *("data_dir", "data_threads", "data_workers", "eval_batch_size", "log_every", "keep_checkpoints"),
         "step_timeout",
-        *("init_from", "warm_start", "wandb_project", "on_bad_image", "on_nonfinite"),
+        *("init_from", "warm_start", "wandb_project", "gradcam_images", "on_bad_image", "on_nonfinite"),
         *("save_every", "save_every_steps", "save_wait"),
     }
 
@@ -89,6 +90,11 @@ def test_an_imagenet_recipe_says_how_to_prepare_the_missing_data(recipe, tmp_pat
         (dict(rand_augment=11.0), "a magnitude from 0 to 10"),
         (dict(crop_scale=(0.5, 0.1)), "two fractions of the area"),
         (dict(dataset="folder"), "needs config.data_dir"),
+        (dict(freeze=("conv1.*", "layr1.*")), "config.freeze: 'layr1.*' of resnet18_lma matches no parameter, did you"),
+        (dict(freeze=("fc.weight",)), "did you mean 'fc.bias'?"),
+        (dict(freeze=("*",)), "leaves nothing to train"),
+        (dict(lr_scales=(("layer1", 0.5),)), "did you mean 'layer1.*'?"),
+        (dict(betas=(0.9, 0.99)), "sgd has config.momentum instead"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named_with_what_is(values, expected, tmp_path):
@@ -120,6 +126,11 @@ REFUSED: list[dict[str, Any]] = [
     *({"mixup": value} for value in (1e-300, 1e30)),
     *({"data_dir": value} for value in ("a\0b", "\ud800", "a" * 5000)),
     *({"model": value} for value in (5, ["resnet18"], "x" * 10**6, "a\nb")),
+    *({"freeze": value} for value in ("conv1.*", ("",), (3,), {1: 2}, ("a\0b",))),
+    *({"lr_scales": value} for value in ("fc.*", ("fc.*", 2.0), (("fc.*", 0),), (("fc.*",),), ((1, 2),), (("", 1),))),
+    *({"betas": value} for value in ((0.9,), (0.9, 1), (0.9, math.nan), (0.9, 0.9, 0.9), ("0.9", "0.9"))),
+    *({"random_erasing": value} for value in (1.5, math.nan, True)),
+    {"gradcam_images": 65},
     {"target_threshold": True},
     {"flip": 1},
     {"batch_size": 1 << 20, "train_image_size": 8192},
@@ -201,6 +212,14 @@ def test_wild_values_are_accepted_or_refused(values):
         json.dumps(config.to_dict(), allow_nan=False)
 
 
+def test_the_size_of_training_images_follows_that_of_evaluation_not_the_other_way_round():
+    config = common.get_config()
+    config.image_size = 32
+    assert config.train_image_size == 32
+    config.train_image_size = 24
+    assert (config.image_size, config.train_image_size) == (32, 24)
+
+
 def test_every_recipe_names_its_command():
     for recipe in RECIPES:
         text = (ROOT / f"configs/{recipe}.py").read_text()
@@ -218,3 +237,35 @@ def test_evaluation_sees_the_same_share_of_an_image_at_every_size_and_a_small_on
     assert doubts(config) == [
         "evaluation sees the central 12 % of the shorter side only: config.image_size=32 of config.resize_size=256"
     ]
+
+
+DOUBTED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (dict(batch_size=512), {}, "config.learning_rate=0.1 was chosen for batches of 256, not of 512: scale it by"),
+    (dict(epochs=60.0), {}, "of config.decay_epochs, [60.0, 90.0] are not reached: the run ends after"),
+    (dict(epochs=10.0, warmup_epochs=8.0, schedule="cosine"), {}, "the warm-up takes 8.0 of 10.0 epochs"),
+    (dict(warmup_epochs=40.0), {}, "decays after epoch 30.0, within the warm-up of 40.0 epochs"),
+    (dict(mixup=0.2, target_threshold=0.2), {}, "which a softmax cannot reach: take config.loss=sigmoid"),
+    (dict(mixup=0.2, target_threshold=0.5, loss="sigmoid"), {}, "mixed in equal parts has no class at all"),
+    (dict(label_smoothing=0.1, target_threshold=0.2), {}, "config.label_smoothing=0.1 has hardly an effect"),
+    (dict(optimizer="adamw"), {}, "config.learning_rate=0.1 is large for adamw"),
+    (dict(optimizer="lamb"), dict(momentum=0.9), "config.momentum does nothing with config.optimizer=lamb"),
+    (dict(schedule="cosine"), dict(decay_factor=0.1), "config.decay_factor does nothing with config.schedule=cosine"),
+]
+
+
+@pytest.mark.parametrize(("values", "replaced", "expected"), DOUBTED)
+def test_what_is_hardly_meant_is_one_warning(values, replaced, expected):
+    config = common.get_config()
+    config.update(values)
+    (line,) = doubts(config, {"batch_size": 256, **replaced})
+    assert expected in line
+
+
+def test_no_recipe_is_doubted_nor_a_batch_with_a_learning_rate_of_its_own():
+    for name in RECIPES:
+        assert doubts(import_module(f"configs.{name}").get_config()) == []
+    config = common.get_config()
+    config.batch_size = 512
+    assert doubts(config, {"batch_size": 256, "learning_rate": 0.1}) == []
+    config.base_batch_size = 256
+    assert doubts(config, {"batch_size": 256}) == []

@@ -1,5 +1,6 @@
 """Every option of the recipes against PyTorch or optax, in float64."""
 
+import math
 from dataclasses import replace
 
 import jax
@@ -10,10 +11,14 @@ import pytest
 import torch
 
 import lma_torch
+from lma_jax.checkpoint.format import to_arrays
+from lma_jax.checkpoint.restore import fill
 from lma_jax.preprocessing import normalize
 from lma_jax.train import gpu_flags
+from lma_jax.training.erasing import random_erasing
 from lma_jax.training.objective import Objective, cutmix, mixup
 from lma_jax.training.schedule import EpochClock, learning_rate_schedule
+from lma_jax.training.selection import map_named
 from lma_jax.training.state import optimizer_from
 from tests.helpers import tiny
 from tests.helpers.pairs import register_resnet10
@@ -65,18 +70,20 @@ def test_binary_cross_entropy_is_pytorchs():
     assert_same_weights(run, reference.model)
 
 
-MIXES = [dict(mixup=0.4), dict(cutmix=1.0), dict(mixup=0.4, cutmix=1.0)]
+MIXES = [dict(mixup=0.4), dict(cutmix=1.0), dict(mixup=0.4, cutmix=1.0, random_erasing=0.5)]
 
 
 @pytest.mark.parametrize("options", MIXES)
 def test_mixed_targets_train_as_pytorchs_probabilities(options):
-    """The mixed images and targets, seen through the objective, in PyTorch's loop."""
+    """The mixed images and targets, seen through the objective, in PyTorch's loop; they are erased before."""
     run = trial(label_smoothing=0.1, **options)
     reference = TorchTrial(run, TorchTiny())
     for step in range(STEPS):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), 0)
         data = batch(step)
         images = normalize(jnp.asarray(data["image"]), PREPROCESSING)
+        if "random_erasing" in options:
+            images = jax.jit(random_erasing)(jax.random.fold_in(key, 2), images, options["random_erasing"])
         images, targets = run.objective.mix(jax.random.split(key)[0], images, jnp.asarray(data["label"]))
         assert np.allclose(np.asarray(targets).sum(1), 1)
         reference.optimizer.zero_grad()
@@ -208,6 +215,121 @@ def test_lamb_is_optaxs_and_leaves_undecayed_layers_to_adam(everywhere):
     actual = trained(ours)
     assert_close(actual["kernel"], trained(lamb)["kernel"], 1e-12)
     assert_close(actual["bias"], trained(lamb if everywhere else adam)["bias"], 1e-12)
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_adamw_with_rates_of_some_layers_is_pytorchs_with_groups_of_parameters(everywhere):
+    values = dict(weight_decay=0.5, decay_norm_and_bias=everywhere, betas=(0.8, 0.95), learning_rate=0.01)
+    run = trial(optimizer="adamw", lr_scales=(("fc.b*", 3.0), ("fc.*", 10.0), ("*.bias", 0.5)), **values)
+    factors = {"fc.bias": 3.0, "fc.weight": 10.0, "bn1.bias": 0.5}
+    reference = TorchTrial(run, TorchTiny())
+    groups = [
+        dict(params=[weight], lr=0.01 * factors.get(name, 1.0), weight_decay=0.5 * (everywhere or weight.ndim > 1))
+        for name, weight in reference.model.named_parameters()
+    ]
+    reference.optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.95))  # type: ignore[assignment]
+    reference.scheduler = torch.optim.lr_scheduler.StepLR(reference.optimizer, step_size=1, gamma=0.1)
+    train(run)
+    reference.train()
+    assert_same_weights(run, reference.model)
+
+
+@pytest.mark.parametrize("betas", [(), (0.8, 0.95)])
+def test_lion_is_that_of_the_paper(betas):
+    """Algorithm 2 of Chen et al. 2023."""
+    ours = optimizer_from(tiny.recipe(optimizer="lion", weight_decay=0.1, betas=betas), lambda step: 0.01)
+    b1, b2 = betas or (0.9, 0.99)
+    rng = np.random.default_rng(0)
+    weights = expected = rng.normal(size=(3, 4))
+    momentum, state = np.zeros((3, 4)), ours.init(weights)
+    for _ in range(STEPS):
+        gradient = rng.normal(size=(3, 4))
+        updates, state = ours.update(gradient, state, weights)
+        weights = optax.apply_updates(weights, updates)
+        update = np.sign(b1 * momentum + (1 - b1) * gradient)
+        momentum = b2 * momentum + (1 - b2) * gradient
+        expected = expected - 0.01 * (update + 0.1 * expected)
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+
+
+FREEZE = ("conv1.*", "bn1.*", "attention.conv_h.*")
+
+
+def test_frozen_parameters_and_statistics_keep_their_bits_and_the_others_train_as_in_pytorch():
+    """Beside all that acts on weights otherwise. A frozen BatchNorm is in evaluation mode, as in PyTorch's idiom."""
+    options = dict(weight_decay=0.1, clip_norm=0.05, ema_decay=0.9, accumulate=2, on_nonfinite="skip")
+    run = trial(freeze=FREEZE, **options)
+    run.state.params["conv1"]["kernel"] = run.state.params["conv1"]["kernel"].at[0, 0].set(-0.0)
+    run.state.ema["params"]["conv1"]["kernel"] = run.state.params["conv1"]["kernel"].copy()
+    start = jax.tree.map(np.array, run.state)
+    reference = TorchTrial(run, TorchTiny(), parts=2, after_backward=lambda model: exactly_clipped(model, 0.05))
+    for layer in ("conv1", "bn1", "attention.conv_h"):
+        reference.model.get_submodule(layer).requires_grad_(False)
+    reference.model.get_submodule("bn1").eval()
+    train(run)
+    reference.train()
+    assert_same_weights(run, reference.model)
+    assert_same_weights(run, reference.average.module, trees=run.state.evaluated)
+    names = {"bn1.mean", "bn1.var", "bn1.scale", "bn1.bias", "conv1.kernel", "attention.conv_h.kernel"}
+    for tree in (lambda state: (state.params, state.batch_stats), lambda state: state.evaluated):
+        before, after = (named_bits(tree(state)) for state in (start, run.state))
+        assert {name for name in before if before[name] == after[name]} == names
+
+
+def named_bits(trees) -> dict[str, bytes]:
+    bits: dict[str, bytes] = {}
+    for tree in trees:
+        map_named(lambda name, leaf: bits.setdefault(name, np.asarray(leaf).tobytes()), tree)
+    return bits
+
+
+def test_a_run_with_frozen_parameters_on_several_devices_resumes_from_what_is_saved():
+    """The optimizer has no state for them, so that a checkpoint has none either."""
+    run = Trial(devices=4, freeze=FREEZE, batch_norm="local")
+    run.train(batch(0))
+    arrays = to_arrays(run.state)
+    traces = {path.rpartition("trace/")[2] for path in arrays if "trace" in path}
+    assert traces == {"attention/conv_w/kernel", "fc/kernel", "fc/bias"}
+    run.train(batch(1))
+    expected = to_arrays(run.state)
+    run.state = fill(run.state, arrays, sharding=run.state.step.sharding, source="saved")
+    run.train(batch(1))
+    assert {path: array.tobytes() for path, array in to_arrays(run.state).items()} == {
+        path: array.tobytes() for path, array in expected.items()
+    }
+
+
+def torchvisions_shapes(height: int, width: int, number: int) -> np.ndarray:
+    """Rectangles (number, 2) that torchvision's RandomErasing erases, by its definition in NumPy."""
+    rng = np.random.default_rng(0)
+    found: list[tuple[int, int]] = []
+    while len(found) < number:
+        area, ratio = height * width * rng.uniform(0.02, 0.33), math.exp(rng.uniform(math.log(0.3), math.log(3.3)))
+        shape = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        found += [shape] if shape[0] < height and shape[1] < width else []
+    return np.array(found)
+
+
+def test_random_erasing_sets_the_rectangles_of_torchvision_to_the_mean_colour():
+    single = jnp.ones((2, 1, 1, 3))  # nothing fits into it
+    np.testing.assert_array_equal(jax.jit(random_erasing)(jax.random.key(0), single, 1.0), single)
+    number, height, width = 8000, 24, 16
+    images = jnp.ones((number, height, width, 1), jnp.float32)
+    erased = np.asarray(jax.jit(random_erasing)(jax.random.key(0), images, 0.75))[..., 0] == 0
+    shapes = np.stack([erased.any(2).sum(1), erased.any(1).sum(1)], 1)
+    np.testing.assert_array_equal(shapes.prod(1), erased.sum((1, 2)))  # rectangles
+    hit = erased.any((1, 2))
+    assert hit.mean() == pytest.approx(0.75, abs=0.02)
+    expected = torchvisions_shapes(height, width, hit.sum())
+    for measure in (np.prod, lambda shape, axis: shape[:, 0] / shape[:, 1]):
+        ours, theirs = (np.sort(measure(values, axis=1)) for values in (shapes[hit], expected))
+        steps = np.unique(np.concatenate([ours, theirs]))
+        distance = np.abs(np.searchsorted(ours, steps, "right") - np.searchsorted(theirs, steps, "right")).max()
+        assert distance / hit.sum() < 0.03
+    for axis, extent in ((1, height), (2, width)):  # places are uniform: the first one and the last one as likely
+        first = erased.any(3 - axis).argmax(1)[hit]
+        last = extent - shapes[hit, axis - 1]
+        assert (first / last).mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_the_cosine_schedule_with_warm_up_is_pytorchs():

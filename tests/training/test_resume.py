@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lma_jax.training.reporting.metrics import read_metrics
 from tests.helpers.commands import TINIEST, Command, run, start
@@ -23,9 +24,13 @@ def undisturbed(tmp_path_factory) -> Path:
     return workdir
 
 
-def test_two_runs_are_bit_identical(undisturbed, tmp_path):
-    run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}")
+def test_two_runs_are_bit_identical_whatever_is_drawn(undisturbed, tmp_path):
+    run("lma_jax.train", *TINIEST, f"--workdir={tmp_path}", "--config.gradcam_images=2")
     assert_same_bits(tmp_path, undisturbed)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Images("gradcam")] == [6, 12, 18]
+    assert [event.step for event in events.Images("examples")] == [1]
+    assert [event.step for event in events.Tensors("_hparams_/session_end_info")] == [18]
 
 
 def test_a_run_in_a_folder_whose_name_no_library_likes_is_the_same(undisturbed, tmp_path):

@@ -1,11 +1,7 @@
 """Rows of metrics as JSON lines, TensorBoard events and Weights & Biases."""
 
-import contextlib
 import json
-import os
 import re
-import socket
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +9,7 @@ from typing import Any
 
 from lma_jax import files
 from lma_jax.errors import UserError, warn
+from lma_jax.training.reporting.events import Events
 
 # Bytes of a line of metrics.jsonl, of which a row takes hundreds.
 LONGEST = 1 << 16
@@ -31,7 +28,8 @@ class MetricsWriter:
         self._path = workdir / "metrics.jsonl"
         rows = [row for row in read_metrics(workdir, say=warn) if row["step"] <= step]
         files.write(self._path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._events = _Events(workdir / "tensorboard", purge_step=step + 1)
+        self._events = Events(workdir / "tensorboard", purge_step=step + 1)
+        self._events.config(step, config)
         self._wandb = _open_wandb(workdir, wandb_project, config) if wandb_project else None
 
     def __enter__(self) -> "MetricsWriter":
@@ -53,40 +51,23 @@ class MetricsWriter:
             self._wandb.log(numbers, step=row["step"])
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        self._events.write(row["step"], numbers)
+        self._events.numbers(row["step"], numbers)
 
+    def picture(self, step: int, name: str, png: bytes) -> None:
+        """Shows a picture in TensorBoard.
 
-class _Events:
-    """A TensorBoard event file that is written synchronously: the queues of summary writers hang on a full disk.
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._events.picture(step, name, png)
 
-    It uses TensorBoard's own protocol buffers, since its writers import PyTorch or TensorFlow where they are installed.
-    """
+    def finished(self, step: int) -> None:
+        """Notes that the run has reached its last step.
 
-    def __init__(self, folder: Path, *, purge_step: int):
-        from tensorboard.compat.proto.event_pb2 import SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        folder.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._writer = RecordWriter((folder / name).open("wb"))
-        self._add(file_version="brain.Event:2")
-        self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
-        self._add(step=step, summary=Summary(value=values))
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # `write` has reported it
-            self._writer.close()
-
-    def _add(self, **event: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-
-        self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())
-        self._writer.flush()
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._events.finished(step)
 
 
 def _open_wandb(workdir: Path, project: str, config: Mapping[str, Any]) -> Any:

@@ -1,15 +1,20 @@
 """Pictures of a run: its training curves, and the images that the network is trained on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from lma_jax import files
 from lma_jax.training.reporting.metrics import read_metrics
 
 DRAWN = {"epoch", "train_top1", "train_top5", "val_top1", "val_top5"}
+
+GREY = (128, 128, 128)
+# In pixels, around an example and below it.
+MARGIN, LABEL_HEIGHT = 2, 13
 
 
 def draw_curves(workdir: Path, *, title: str) -> Path | None:
@@ -43,21 +48,34 @@ def draw_curves(workdir: Path, *, title: str) -> Path | None:
     return path
 
 
-def draw_examples(workdir: Path, batch: Any) -> Path:
-    """Writes up to 64 augmented images of a batch (N, H, W, 3) uint8 to <workdir>/examples.png, and returns its path.
+def draw_examples(workdir: Path, batch: Any, labels: Sequence[str]) -> Path:
+    """Writes up to 64 augmented images to <workdir>/examples.png, each above its label, and returns the path.
+
+    Args:
+        workdir: folder of the run.
+        batch: images (N, H, W, 3) uint8.
+        labels: a label of each. Letters that are not those of Western Europe become question marks.
 
     Raises:
         UserError: the file cannot be written.
     """
-    images = np.pad(np.asarray(batch)[:64], ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=128)
-    columns = min(8, len(images))
-    rows = len(images) // columns
-    height, width, channels = images.shape[1:]
-    grid = images[: rows * columns].reshape(rows, columns, height, width, channels)
-    sheet = Image.fromarray(grid.swapaxes(1, 2).reshape(rows * height, columns * width, channels))
-    factor = max(1, 64 // width)
+    tiles = [_tile(image, label) for image, label in zip(np.asarray(batch)[:64], labels)]
+    columns = min(8, len(tiles))
+    width, height = tiles[0].size
+    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), GREY)
+    for index, tile in enumerate(tiles):
+        sheet.paste(tile, (index % columns * width, index // columns * height))
     path = workdir / "examples.png"
-    enlarged = sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST)
     with files.replacing(path) as temporary:
-        enlarged.save(temporary)
+        sheet.save(temporary)
     return path
+
+
+def _tile(pixels: np.ndarray, label: str) -> Image.Image:
+    """An image, enlarged if it is small, with a margin and as much of its label as there is room for."""
+    side = pixels.shape[0] * max(1, 64 // pixels.shape[0])
+    tile = Image.new("RGB", (side + 2 * MARGIN, side + 2 * MARGIN + LABEL_HEIGHT), GREY)
+    tile.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (MARGIN, MARGIN))
+    text = label.encode("latin-1", "replace").decode("latin-1")
+    ImageDraw.Draw(tile).text((MARGIN + 1, side + MARGIN), text, fill="black")
+    return tile

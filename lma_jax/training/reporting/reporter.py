@@ -1,6 +1,6 @@
 """Progress output and workdir files, written by process 0."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from lma_jax.definition import Tree
 from lma_jax.errors import Occasionally, UserError, warn
 from lma_jax.training.meter import Meter
+from lma_jax.training.reporting.gradcam import GradCam
 from lma_jax.training.reporting.metrics import MetricsWriter
 from lma_jax.training.reporting.pictures import draw_curves, draw_examples
 from lma_jax.training.reporting.progress import Progress
@@ -32,6 +34,8 @@ class Reporter:
         start: number of steps taken before.
         reported: the step up to which what an earlier run reported is kept.
         eval_steps: the steps after which the run is evaluated.
+        class_names: names of the labels 0, 1, ...
+        gradcam: draws where the network looks, after each evaluation; None for no such picture.
     """
 
     def __init__(
@@ -44,6 +48,8 @@ class Reporter:
         start: int,
         reported: int,
         eval_steps: list[int],
+        class_names: Sequence[str],
+        gradcam: GradCam | None = None,
     ):
         self._config = config
         self._workdir = workdir
@@ -53,6 +59,8 @@ class Reporter:
         self._reported = reported
         self._warnings = Occasionally()
         self._eval_steps = eval_steps
+        self._class_names = class_names
+        self._gradcam = gradcam
         self._learning_rates = Ahead(schedule, start)
 
     def __enter__(self) -> "Reporter":
@@ -73,11 +81,12 @@ class Reporter:
         if self._reports:
             self._progress.line(text if isinstance(text, str) else text())
 
-    def examples(self, images: Any) -> None:
-        """Draws the first training images (N, H, W, 3) uint8."""
+    def examples(self, images: Any, labels: Any) -> None:
+        """Draws the first training images (N, H, W, 3) uint8 with the names of their labels (N,)."""
         if self._reports:
             with self._tolerated("examples.png"):
-                draw_examples(self._workdir, images)
+                names = [self._class_names[label] for label in np.asarray(labels)]
+                self._writer.picture(1, "examples", draw_examples(self._workdir, images, names).read_bytes())
 
     def step(self, step: int, meter: Meter, *, waited: float) -> None:
         """Records the completion of `step`; `waited` is the cumulative wait for data in seconds."""
@@ -98,6 +107,18 @@ class Reporter:
         self.line(f"epoch {row['epoch']:.2f}  {describe(val, prefix='val ')}")
         self._progress.pause()
         return row
+
+    def gradcam(self, step: int, params: Tree, batch_stats: Tree) -> None:
+        """Draws where the network with these weights and statistics looks, if the recipe asks for it."""
+        if self._reports and self._gradcam is not None:
+            with self._tolerated("tensorboard"):
+                self._writer.picture(step, "gradcam", self._gradcam.draw(step, params, batch_stats))
+
+    def finished(self) -> None:
+        """Notes that the run has reached its last step."""
+        if self._reports:
+            with self._tolerated("tensorboard"):
+                self._writer.finished(self._eval_steps[-1])
 
     def _open_writer(self, options: dict[str, Any]) -> MetricsWriter:
         try:
