@@ -5,8 +5,8 @@ from typing import Any
 
 import lma_torch
 from lma_jax.errors import UserError
-from lma_jax.pretrained import options_of
 from lma_jax.state_dict import BATCH_COUNT, Shaped, num_classes_of
+from lma_jax.weight_files import options_of
 from lma_torch.registry import BACKBONES, problem_with, recorded_options
 
 Shapes = Mapping[str, tuple[int, ...]]

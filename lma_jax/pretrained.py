@@ -1,13 +1,13 @@
 """Networks with the weights of a run or of a file. Only runs need JAX, and only .pth files PyTorch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lma_jax.weight_files import SUFFIXES, StateDict, read_weights
+from lma_jax.weight_files import SUFFIXES, StateDict, options_of, read_weights
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -79,24 +79,6 @@ def read_pretrained(source: str | Path, *, in_chans: int) -> tuple[StateDict, di
     adapted = {key: adapt_input(weights[key], in_chans) for key in INPUTS if key in weights}
     num_classes = next((len(weights[key]) for key in HEADS if key in weights), 0)
     return {**weights, **adapted}, options_of(weights), num_classes
-
-
-def options_of(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a network that the shapes of its weights show.
-
-    Args:
-        tensors: arrays or tensors, or what is known of them, by PyTorch's names.
-
-    Returns:
-        A ResNet's `stem` and `width`, MobileNetV2's `width_mult` (exact for multiples of 1/40, as all published are).
-    """
-    shapes = {key: tuple(tensors[key].shape) for key in ("conv1.weight", "features.18.0.weight") if key in tensors}
-    match shapes:
-        case {"conv1.weight": (width, _, side, _)}:
-            return {"width": width, "stem": "small" if side == 3 else "imagenet"}
-        case {"features.18.0.weight": (_, channels, _, _)}:
-            return {"width_mult": channels / 320}
-    return {}
 
 
 def adapt_input(kernel: np.ndarray, in_chans: int) -> np.ndarray:

@@ -207,6 +207,24 @@ def unwrap(content: Any) -> dict[str, Any]:
     return {key: state_dict[old] for key, old in translated.items()}
 
 
+def options_of(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a network that the shapes of its weights show.
+
+    Args:
+        tensors: arrays or tensors, or what is known of them, by PyTorch's names.
+
+    Returns:
+        A ResNet's `stem` and `width`, MobileNetV2's `width_mult` (exact for multiples of 1/40, as all published are).
+    """
+    shapes = {key: tuple(tensors[key].shape) for key in ("conv1.weight", "features.18.0.weight") if key in tensors}
+    match shapes:
+        case {"conv1.weight": (width, _, side, _)}:
+            return {"width": width, "stem": "small" if side == 3 else "imagenet"}
+        case {"features.18.0.weight": (_, channels, _, _)}:
+            return {"width_mult": channels / 320}
+    return {}
+
+
 def to_tensor(array: np.ndarray) -> "torch.Tensor":
     """A tensor with memory of its own and the dtype of the array."""
     import torch

@@ -13,11 +13,10 @@ from lma_jax.checkpoint.format import Arrays, load_checkpoint, to_arrays
 from lma_jax.checkpoint.restore import fill, restore_model
 from lma_jax.definition import split
 from lma_jax.errors import UserError
-from lma_jax.pretrained import options_of
 from lma_jax.registry import create_model, recorded_options
 from lma_jax.training.graft import graft_lma
 from lma_jax.training.state import TrainState
-from lma_jax.weight_files import SUFFIXES, open_weights
+from lma_jax.weight_files import SUFFIXES, open_weights, options_of
 
 HEADS = tuple(f"params/{name.removesuffix('weight').replace('.', '/')}" for name in state_dict.HEADS)
 
