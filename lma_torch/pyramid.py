@@ -16,7 +16,8 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int =
     """A square convolution with bias, padded by half of its extent. Kernels are Kaiming-uniform (gain 1), biases 0."""
     layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, **options)
     nn.init.kaiming_uniform_(layer.weight, a=1)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -77,17 +77,15 @@ def test_the_frameworks_compute_the_same_pyramid_and_gradients(extra):
 
 @pytest.mark.parametrize("extra", ["pool", "c5"])
 def test_its_entries_are_torchvisions(extra):
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for level, channels in enumerate(IN_CHANNELS):
         expected[f"inner_blocks.{level}.0.weight"] = (CHANNELS, channels, 1, 1)
         expected[f"layer_blocks.{level}.0.weight"] = (CHANNELS, CHANNELS, 3, 3)
         expected |= dict.fromkeys([f"{kind}_blocks.{level}.0.bias" for kind in ("inner", "layer")], (CHANNELS,))
     if extra == "c5":
-        expected |= {
-            "extra_blocks.p6.weight": (CHANNELS, 7, 3, 3),
-            "extra_blocks.p7.weight": (CHANNELS, CHANNELS, 3, 3),
-        }
-        expected |= {"extra_blocks.p6.bias": (CHANNELS,), "extra_blocks.p7.bias": (CHANNELS,)}
+        for name, channels in (("p6", IN_CHANNELS[-1]), ("p7", CHANNELS)):
+            expected[f"extra_blocks.{name}.weight"] = (CHANNELS, channels, 3, 3)
+            expected[f"extra_blocks.{name}.bias"] = (CHANNELS,)
     assert {name: tuple(value.shape) for name, value in torch_pyramid(extra).state_dict().items()} == expected
 
 
