@@ -163,7 +163,8 @@ def write_picture(path: Path, found: Sequence[Detections], drawings: Sequence[Dr
             detections[name][detections["scores"] >= 0.5] for name in ("boxes", "labels", "scores")
         )
         captions = [f"{CLASSES[label - 1]} {score:.2f}" for label, score in zip(labels, scores)]
-        tiles.append(draw_bounding_boxes(image, 3 * boxes, captions, width=2) if captions else image)
+        style = dict(colors="white", width=2, label_colors="black", fill_labels=True)
+        tiles.append(draw_bounding_boxes(image, 3 * boxes, captions, **style) if captions else image)
     write_png(make_grid(tiles, nrow=4), str(path))
 
 
