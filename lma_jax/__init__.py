@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lma_jax.mobilenetv2 import InvertedResidual, MobileNetV2
     from lma_jax.pretrained import create_model
     from lma_jax.profiles import ProfileAttention
+    from lma_jax.pyramid import FeaturePyramid, LastLevelMaxPool, LastLevelP6P7
     from lma_jax.registry import list_models
     from lma_jax.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -20,7 +21,10 @@ __all__ = [
     "LMA",
     "BasicBlock",
     "Bottleneck",
+    "FeaturePyramid",
     "InvertedResidual",
+    "LastLevelMaxPool",
+    "LastLevelP6P7",
     "MobileNetV2",
     "ProfileAttention",
     "ResNet",
@@ -39,6 +43,7 @@ _MODULES = {
     "resnet": ("BasicBlock", "Bottleneck", "ResNet"),
     "mobilenetv2": ("InvertedResidual", "MobileNetV2"),
     "profiles": ("ProfileAttention",),
+    "pyramid": ("FeaturePyramid", "LastLevelMaxPool", "LastLevelP6P7"),
     "registry": ("list_models",),
     "pretrained": ("create_model",),
     "attention": ("register_attention",),

@@ -6,6 +6,7 @@ from lma_torch.lma import LMA, kernel_size_for
 from lma_torch.mobilenetv2 import InvertedResidual, MobileNetV2
 from lma_torch.pretrained import create_model
 from lma_torch.profiles import ProfileAttention
+from lma_torch.pyramid import FeaturePyramid, LastLevelMaxPool, LastLevelP6P7
 from lma_torch.registry import list_models
 from lma_torch.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -15,7 +16,10 @@ __all__ = [
     "LMA",
     "BasicBlock",
     "Bottleneck",
+    "FeaturePyramid",
     "InvertedResidual",
+    "LastLevelMaxPool",
+    "LastLevelP6P7",
     "MobileNetV2",
     "ProfileAttention",
     "ResNet",

@@ -1,6 +1,7 @@
 """The recipes of docs/recipes.md run as they are written, and do what they say."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ import torch
 from flax import nnx
 
 import convert
-import lma_jax
-import lma_torch
+import lma_jax.registry
+import lma_torch.registry
 from convert.export import export
 from convert.export.momentum import export_momentum
 from convert.export.verified import verified_pair
@@ -115,5 +116,19 @@ def test_pytorch_grad_cam_draws_the_same_maps():
     np.testing.assert_allclose(maps, names["maps"], atol=1e-4)
 
 
+def test_the_backbone_of_a_detector_moves_to_jax(tmp_path, monkeypatch):
+    register_resnet10(monkeypatch)
+    for registry in (lma_jax.registry, lma_torch.registry):
+        monkeypatch.setitem(registry.BACKBONES, "resnet50", registry.BACKBONES["resnet10"])
+    body: Any = lma_torch.create_model("resnet50_lma", features_only=True, out_indices=(1, 2, 3, 4))
+    backbone = torch.nn.ModuleDict({"body": body, "fpn": lma_torch.FeaturePyramid(body.feature_info.channels())})
+    detector = torch.nn.ModuleDict({"backbone": backbone, "rpn": torch.nn.Linear(2, 2)})
+    (tmp_path / "runs/detection").mkdir(parents=True)
+    torch.save(detector.state_dict(), tmp_path / "runs/detection/detector.pth")
+    monkeypatch.chdir(tmp_path)
+    returned = convert.to_torch(recipe("Detection")["backbone"])
+    assert all(torch.equal(returned[name], value) for name, value in backbone.state_dict().items())
+
+
 def test_every_recipe_is_tested():
-    assert len(TITLES) == 6
+    assert len(TITLES) == 7
