@@ -1,4 +1,4 @@
-"""Writes a checkpoint as a model of the Hugging Face Hub: python -m convert.to_hub --checkpoint runs/r50 --output hub/r50
+"""Writes a run for the Hugging Face Hub: python -m convert.to_hub --checkpoint runs/r50 --output hub/r50
 
 The folder holds the weights, a config.json that timm and transformers read too, the class names, and a model card made
 from the run. lma_jax.from_pretrained and lma_torch.from_pretrained load it. --repo uploads it as well. The network is

@@ -109,8 +109,8 @@ def require_own(folder: Path, *, force: bool) -> None:
     present = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.exists() else []
     if present and not force and not _is_own(folder / CONFIG):
         raise UserError(
-            f"{folder} holds other files ({', '.join(sorted(present)[:3])}): give a new folder, or replace those called "
-            f"{', '.join(FILES)} by force"
+            f"{folder} holds other files ({', '.join(sorted(present)[:3])}): give a new folder, or replace by force "
+            f"what is called {', '.join(FILES)}"
         )
 
 

@@ -99,8 +99,9 @@ def _cell(value: Any) -> str:
 
 
 def _images(description: Description) -> str:
-    preprocessing = {
-        name: list(v) if isinstance(v, tuple) else v for name, v in vars(description.preprocessing).items()
-    }
+    images = description.preprocessing
+    lists = {"mean": list(images.mean), "std": list(images.std)}
     known = f", named in `{LABELS}` and `config.json`" if description.class_names is not None else ""
-    return IMAGES.format(**preprocessing) + f"\nThe network has {description.num_classes:,} classes{known}.\n"
+    return (
+        IMAGES.format(**{**vars(images), **lists}) + f"\nThe network has {description.num_classes:,} classes{known}.\n"
+    )

@@ -36,8 +36,8 @@ def create_model(
     Args:
         name: one of `list_models()`.
         weights: a run folder of lma_jax (its newest checkpoint), a folder of the Hugging Face Hub, or a .safetensors
-            or .pth file of this project, of torchvision, of timm or of the paper's authors. Stem and width are theirs unless `options` say otherwise,
-            and the first convolution is adapted to `in_chans`.
+            or .pth file of this project, of torchvision, of timm or of the paper's authors. Stem and width are theirs
+            unless `options` say otherwise, and the first convolution is adapted to `in_chans`.
         num_classes: size of the output, by default that of the weights, or 1000. A classifier of another size than
             theirs starts anew.
         features_only: return the list of the feature maps C1 to C5 instead of logits, for detection and segmentation;

@@ -90,4 +90,5 @@ def require_fit(recorded: "Recorded", tensors: Mapping[str, Any]) -> None:
     """
     options: dict[str, Any] = dict(num_classes=recorded.num_classes, device="meta", dtype=None)
     model = registry.create_model(recorded.model, **options, **recorded.options)
-    fill(model, {key: torch.empty(tuple(tensor.shape), device="meta") for key, tensor in tensors.items()})
+    given = {key: torch.empty(tuple(tensor.shape), device="meta") for key, tensor in tensors.items()}
+    fill(model, given, assign=True)

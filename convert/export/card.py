@@ -107,7 +107,7 @@ def _verification(verified: Mapping[str, Any]) -> str:
     return (
         "The network was run in JAX and in PyTorch on the same random images before it was written, and every layer's "
         "output and the logits were compared:\n\n" + "\n".join(found) + "\n\n"
-        f"{apart} layers are called, or have outputs of the same axes, in one framework only; what follows was compared."
+        f"{apart} layers, which are called or have outputs of the same axes in one framework only, were left out."
     )
 
 
@@ -117,9 +117,9 @@ def _limits(metadata: Metadata) -> str:
     return "\n".join(
         [
             f"- The scores are those of {one_run}, on images of the same data set. On others they are unknown.",
-            f"- The network gives scores to its {metadata.num_classes:,} classes for every image, also where it shows none "
-            "of them. They were not calibrated.",
-            f"- Images of other sizes than {metadata.preprocessing.image_size} pixels are accepted, but were not tried.",
+            f"- The network gives scores to its {metadata.num_classes:,} classes for every image, also where none of "
+            "them is seen. They were not calibrated.",
+            f"- Images of other sizes than {metadata.preprocessing.image_size} pixels are taken, but were not tried.",
             "- What the data show too seldom or wrongly, the network has learnt so.",
         ]
     )
