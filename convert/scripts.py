@@ -5,6 +5,7 @@ from lma_jax.scripts import script
 to_torch = script("convert.to_torch")
 to_stablehlo = script("convert.to_stablehlo")
 to_jax = script("convert.to_jax")
+to_hub = script("convert.to_hub")
 verify = script("convert.verify")
 flops = script("convert.flops")
 fps = script("convert.fps")

@@ -16,11 +16,13 @@ def define_flags() -> None:
     cli.define_checkpoint()
     cli.define_force()
     flags.DEFINE_string("output", None, "File to write, .stablehlo.", required=True)
+    flags.DEFINE_string("labels", None, "Also write the class names to this file, one a line.")
     flags.DEFINE_bool("fold_batch_norm", False, "Fold batch normalisation into the convolutions.")
 
 
 def main() -> None:
     from convert.export import EXPORT, export, format_of
+    from convert.export.labels import ANY, export_labels
     from convert.export.verified import verified_pair
     from lma_jax.checkpoint.format import load_checkpoint
 
@@ -28,8 +30,11 @@ def main() -> None:
     output = Path(options.output)
     format_of(output, framework="jax")
     inputs = [Path(options.checkpoint, "checkpoints")]
-    require_outputs({"output": (output, EXPORT)}, inputs=inputs, force=options.force)
+    written = {"output": (output, EXPORT), "labels": (options.labels, ANY)}
+    require_outputs(written, inputs=inputs, force=options.force)
     checkpoint = load_checkpoint(options.checkpoint, options.step)
+    if options.labels:
+        print(export_labels(checkpoint, Path(options.labels), force=options.force))
     print(export(verified_pair(checkpoint, source=options.checkpoint), output, fold=options.fold_batch_norm))
 
 

@@ -17,11 +17,13 @@ def define_flags() -> None:
     cli.define_force()
     flags.DEFINE_string("output", None, "File to write: .safetensors, .pth, .pt2 or .onnx.", required=True)
     flags.DEFINE_string("momentum", None, "Also write the momentum of SGD to this file, .safetensors or .pth.")
+    flags.DEFINE_string("labels", None, "Also write the class names to this file, one a line.")
     flags.DEFINE_bool("fold_batch_norm", False, "Fold batch normalisation into the convolutions of a program.")
 
 
 def main() -> None:
     from convert.export import EXPORT, export, format_of
+    from convert.export.labels import ANY, export_labels
     from convert.export.momentum import MOMENTUM, export_momentum
     from convert.export.verified import verified_pair
     from lma_jax.checkpoint.format import load_checkpoint
@@ -32,9 +34,11 @@ def main() -> None:
     format_of(output, framework="torch", fold=options.fold_batch_norm)
     if options.momentum:
         require_suffix(Path(options.momentum))
-    written = {"output": (output, EXPORT), "momentum": (options.momentum, MOMENTUM)}
+    written = {"output": (output, EXPORT), "momentum": (options.momentum, MOMENTUM), "labels": (options.labels, ANY)}
     require_outputs(written, inputs=[Path(options.checkpoint, "checkpoints")], force=options.force)
     checkpoint = load_checkpoint(options.checkpoint, options.step)
+    if options.labels:
+        print(export_labels(checkpoint, Path(options.labels), force=options.force))
     if options.momentum:
         print(export_momentum(checkpoint, Path(options.momentum)))
     print(export(verified_pair(checkpoint, source=options.checkpoint), output, fold=options.fold_batch_norm))

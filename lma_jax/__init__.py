@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from lma_jax.attention import register_attention
     from lma_jax.cam import grad_cam, grad_cam_plus_plus
     from lma_jax.fold import fold_batch_norm
+    from lma_jax.hub import from_pretrained, save_pretrained
     from lma_jax.lma import LMA, kernel_size_for
     from lma_jax.mobilenetv2 import InvertedResidual, MobileNetV2
     from lma_jax.pretrained import create_model
@@ -30,11 +31,13 @@ __all__ = [
     "ResNet",
     "create_model",
     "fold_batch_norm",
+    "from_pretrained",
     "grad_cam",
     "grad_cam_plus_plus",
     "kernel_size_for",
     "list_models",
     "register_attention",
+    "save_pretrained",
 ]
 
 # JAX takes a second or two to import, which the --help of a command should not wait for.
@@ -46,6 +49,7 @@ _MODULES = {
     "pyramid": ("FeaturePyramid", "LastLevelMaxPool", "LastLevelP6P7"),
     "registry": ("list_models",),
     "pretrained": ("create_model",),
+    "hub": ("from_pretrained", "save_pretrained"),
     "attention": ("register_attention",),
     "cam": ("grad_cam", "grad_cam_plus_plus"),
     "fold": ("fold_batch_norm",),

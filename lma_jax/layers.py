@@ -38,6 +38,7 @@ class Network(nnx.Module):
     """An image classifier in two parts: `forward_head` after `forward_features`.
 
     Attributes:
+        name, options: the name and the further options by which `create_model` built it; empty if its class did.
         num_classes: size of the output; 0 without a classifier, which gives the pooled features.
         num_features: channels of the last feature map.
         maps: channels, stride and last layer of the maps C1 to C5.
@@ -45,6 +46,8 @@ class Network(nnx.Module):
         dtype: computation dtype, or None for that of the input and the parameters.
     """
 
+    name: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
     num_classes: int
     num_features: int
     maps: tuple[tuple[int, int, str], ...]

@@ -1,12 +1,15 @@
-"""What turns an image file into a network's input: sizes, mean and standard deviation. It imports no decoder."""
+"""What turns an image file into a network's input: sizes, mean and standard deviation.
+
+It imports no decoder, and JAX only to normalise.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
+if TYPE_CHECKING:
+    import jax
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def preprocessing_from(values: Mapping[str, Any]) -> Preprocessing:
     return Preprocessing(**options)
 
 
-def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
+def normalize(images: "jax.Array", preprocessing: Preprocessing) -> "jax.Array":
     """Subtracts the mean of each channel and divides by its standard deviation.
 
     Args:
@@ -74,5 +77,7 @@ def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
     Returns:
         (N, H, W, 3) float32, or float64 with jax_enable_x64.
     """
+    import jax.numpy as jnp
+
     mean, std = jnp.asarray(preprocessing.mean), jnp.asarray(preprocessing.std)
     return (images / jnp.asarray(255.0) - mean) / std

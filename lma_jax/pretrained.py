@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # The first convolution and the bias of the last linear layer of the backbones, by PyTorch's names.
 INPUTS = ("conv1.weight", "features.0.0.weight")
 HEADS = ("fc.bias", "classifier.1.bias")
+# The weights in a folder of the Hugging Face Hub.
+HUB_WEIGHTS = "model.safetensors"
 
 
 def create_model(
@@ -33,9 +35,9 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        weights: a run folder of lma_jax (its newest checkpoint), or a .safetensors or .pth file of this project, of
-            torchvision, of timm or of the paper's authors. Stem and width are theirs unless `options` say otherwise,
-            and the first convolution is adapted to `in_chans`.
+        weights: a run folder of lma_jax (its newest checkpoint), a folder of the Hugging Face Hub, or a .safetensors
+            or .pth file of this project, of torchvision, of timm or of the paper's authors. Stem and width are theirs
+            unless `options` say otherwise, and the first convolution is adapted to `in_chans`.
         num_classes: size of the output, by default that of the weights, or 1000. A classifier of another size than
             theirs starts anew.
         features_only: return the list of the feature maps C1 to C5 instead of logits, for detection and segmentation;
@@ -66,7 +68,7 @@ def create_model(
 
 
 def read_pretrained(source: str | Path, *, in_chans: int) -> tuple[StateDict, dict[str, Any], int]:
-    """The weights, by PyTorch's names, of a run folder (its newest checkpoint) or of a file, for images of `in_chans`.
+    """The weights, by PyTorch's names, of a run (its newest checkpoint), folder or file, for images of `in_chans`.
 
     Returns:
         The weights, the options that they show, and the number of their classes, 0 if they have no classifier.
@@ -75,6 +77,7 @@ def read_pretrained(source: str | Path, *, in_chans: int) -> tuple[StateDict, di
         UserError: they are missing or damaged, or a package is missing.
     """
     path = Path(source)
+    path = path / HUB_WEIGHTS if (path / HUB_WEIGHTS).exists() else path
     weights = read_weights(path)[0] if path.suffix in SUFFIXES else _of_run(path)
     adapted = {key: adapt_input(weights[key], in_chans) for key in INPUTS if key in weights}
     num_classes = next((len(weights[key]) for key in HEADS if key in weights), 0)

@@ -2,6 +2,7 @@
 
 from lma_torch.attention import register_attention
 from lma_torch.fold import fold_batch_norm
+from lma_torch.hub import from_pretrained, save_pretrained
 from lma_torch.lma import LMA, kernel_size_for
 from lma_torch.mobilenetv2 import InvertedResidual, MobileNetV2
 from lma_torch.pretrained import create_model
@@ -25,7 +26,9 @@ __all__ = [
     "ResNet",
     "create_model",
     "fold_batch_norm",
+    "from_pretrained",
     "kernel_size_for",
     "list_models",
     "register_attention",
+    "save_pretrained",
 ]

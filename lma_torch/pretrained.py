@@ -23,9 +23,9 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        weights: a run folder of lma_jax (its newest checkpoint), or a .safetensors or .pth file of this project, of
-            torchvision, of timm or of the paper's authors. Stem and width are theirs unless `options` say otherwise,
-            and the first convolution is adapted to `in_chans`.
+        weights: a run folder of lma_jax (its newest checkpoint), a folder of the Hugging Face Hub, or a .safetensors
+            or .pth file of this project, of torchvision, of timm or of the paper's authors. Stem and width are theirs
+            unless `options` say otherwise, and the first convolution is adapted to `in_chans`.
         num_classes: size of the output, by default that of the weights, or 1000. A classifier of another size than
             theirs starts anew.
         features_only: return the list of the feature maps C1 to C5 instead of logits, for detection and segmentation;
@@ -60,13 +60,13 @@ def read_pretrained(source: str | Path, *, in_chans: int) -> tuple[dict[str, Ten
     return {key: to_tensor(array) for key, array in weights.items()}, options, num_classes
 
 
-def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Fills a network with weights.
+def fill(model: nn.Module, weights: dict[str, Tensor], *, assign: bool = False) -> None:
+    """Fills a network with weights, or with `assign` puts them in the place of its own.
 
     Raises:
         ValueError: they are those of another network; the differences are named.
     """
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
         raise ValueError(f"the weights do not fit the model: {' '.join(str(error).split())}") from error

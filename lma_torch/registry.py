@@ -141,10 +141,12 @@ def create_model(
         raise ValueError(problem)
     backbone, attention = parts_of(name)
     require_options(backbone, backbone_options)
-    return BACKBONES[backbone].build(
+    model = BACKBONES[backbone].build(
         num_classes=num_classes,
         attention=placement_of(backbone, attention) if attention else None,
         device=device,
         dtype=dtype,
         **backbone_options,
     )
+    model.name, model.options = name, tuple(backbone_options.items())
+    return model

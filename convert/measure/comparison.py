@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from convert.measure.size import size_of
 from lma_jax.checkpoint.format import DamagedError, Metadata, metadata_of, saved_steps
 from lma_jax.errors import UserError, nearest
 from lma_jax.recipes import load
@@ -127,7 +128,11 @@ def group(runs: Sequence[Run]) -> list[Group]:
     settings = [dict(setting) for setting in groups]
     varying = {key for key in settings[0] if len({setting.get(key) for setting in settings}) > 1}
     return [
-        Group(_label(members[0], setting, varying), sorted(members, key=lambda run: run.seed or 0), *_size(members[0]))
+        Group(
+            _label(members[0], setting, varying),
+            sorted(members, key=lambda run: run.seed or 0),
+            *size_of(members[0].metadata),
+        )
         for setting, members in zip(settings, groups.values())
     ]
 
@@ -135,22 +140,6 @@ def group(runs: Sequence[Run]) -> list[Group]:
 def _label(run: Run, setting: dict[str, str], varying: set[str]) -> str:
     further = [f"{key}={setting[key]}" for key in sorted(varying - {"model"})]
     return ", ".join([run.metadata.model, *further])
-
-
-def _size(run: Run) -> tuple[int, int]:
-    """Parameters and multiply-accumulates."""
-    import jax
-    import jax.numpy as jnp
-    from flax import nnx
-
-    from lma_jax.flops import count_macs
-    from lma_jax.registry import create_model
-
-    metadata, side = run.metadata, run.metadata.preprocessing.image_size
-    options: dict[str, Any] = dict(num_classes=metadata.num_classes, **metadata.model_options)
-    model = nnx.eval_shape(lambda: create_model(metadata.model, rngs=nnx.Rngs(0), **options))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return parameters, count_macs(model, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
 
 
 def choose_baseline(groups: Sequence[Group], label: str | None) -> Group:

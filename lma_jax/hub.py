@@ -1,0 +1,95 @@
+"""Networks as folders of the Hugging Face Hub, which hub_folder.py describes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lma_jax.errors import UserError
+from lma_jax.hub_folder import HUB_WEIGHTS, Recorded, describe, locate, read_config, write_folder
+from lma_jax.model_card import model_card
+from lma_jax.preprocessing import Preprocessing
+from lma_jax.pretrained import create_model, options_of
+from lma_jax.weight_files import open_weights
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from lma_jax.layers import Network
+
+
+def save_pretrained(
+    model: "Network",
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    class_names: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> None:
+    """Writes a network as a folder that `from_pretrained` reads in either framework.
+
+    Args:
+        model: a classifier.
+        folder: a new or an empty folder, or one that was written before.
+        name: one of `list_models()`; a network of `create_model` knows it.
+        class_names: a name for each class.
+        preprocessing: that of its images; by default ImageNet's.
+        metadata: further metadata of the weights, which JSON can hold.
+        force: replace files that this program did not write.
+
+    Raises:
+        ValueError: the name is missing or that of another network, or the class names are not those of its classes.
+        UserError: the folder holds other files or cannot be written.
+    """
+    from lma_jax import registry
+    from lma_jax.state_dict import to_state_dict
+
+    arrays, name = to_state_dict(model), name or model.name
+    options = dict(model.options) if model.name else registry.recorded_options(name, options_of(arrays))
+    described = describe(model, name=name, options=options, class_names=class_names, preprocessing=preprocessing)
+    require_fit(described, arrays)
+    card = model_card(described, source=Path(folder).absolute().name)
+    write_folder(Path(folder), described, arrays, metadata=metadata or {}, card=card, force=force)
+
+
+def from_pretrained(source: str | Path, *, rngs: "nnx.Rngs", **options: Any) -> "Network":
+    """The network of a folder of `save_pretrained` or convert.to_hub, in evaluation mode.
+
+    Args:
+        source: the folder, or a repository of the Hugging Face Hub, "org/name" or "org/name@revision".
+        rngs: for what is not in the weights, such as a classifier of another `num_classes`.
+        **options: see `create_model`: num_classes, in_chans, features_only, dtype, ...
+
+    Raises:
+        ValueError: see `create_model`.
+        UserError: there is no such folder or repository, it is damaged, or its weights are not those of its network.
+    """
+    folder = locate(source)
+    recorded = read_config(folder)
+    weights = open_weights(folder / HUB_WEIGHTS)
+    try:
+        require_fit(recorded, weights.tensors)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UserError(f"cannot use {source}: {error}") from error
+    model = create_model(recorded.model, weights=weights.path, rngs=rngs, **{**recorded.options, **options})
+    model.eval()
+    return model
+
+
+def require_fit(recorded: Recorded, tensors: Mapping[str, Any]) -> None:
+    """Checks that tensors, of which only names, shapes and dtypes matter, are those of a network.
+
+    Raises:
+        ValueError: they are not, or there is no such network.
+        TypeError, ArithmeticError: an option has an impossible value.
+    """
+    from flax import nnx
+
+    from lma_jax import registry, state_dict
+
+    def build() -> "Network":
+        options: dict[str, Any] = dict(num_classes=recorded.num_classes, dtype=None, rngs=nnx.Rngs(0))
+        return registry.create_model(recorded.model, **options, **recorded.options)
+
+    state_dict.require_fit(nnx.eval_shape(build), tensors)
