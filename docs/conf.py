@@ -1,0 +1,70 @@
+"""The documentation site: `make docs` executes its pages and builds it into build/docs; warnings are errors."""
+
+import inspect
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from sphinx.util.inspect import stringify_signature
+
+import lma_jax
+
+DOCS = Path(__file__).parent
+
+# The notebooks run in this environment, whatever kernels the user has, and in temporary folders.
+os.environ["JUPYTER_PATH"] = str(DOCS / "jupyter")
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+os.environ["PYTHONPATH"] = str(DOCS / "tutorials")
+os.environ["JAX_PLATFORMS"] = "cpu"
+# One page trains what another one has trained: it finds the compiled program here.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(DOCS.parent / f".cache/docs-{metadata.version('jaxlib')}"))
+
+project = "LMA"
+author = "the contributors of LMA"
+copyright = "the contributors of LMA, Apache-2.0"
+release = lma_jax.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+if not (DOCS / "results.md").exists():  # it comes with its experiments; the table of contents has its place
+    suppress_warnings = ["toc.not_readable"]
+
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+default_role = "code"
+python_display_short_literal_types = True
+python_maximum_signature_line_length = 88
+add_module_names = False
+
+html_theme = "sphinx_book_theme"
+html_title = f"LMA {release}"
+html_static_path = ["static"]
+html_css_files = ["lma.css"]
+html_copy_source = False
+html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_navbar_depth": 1}
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def signature_of_class(_app, what, _name, obj, _options, signature, return_annotation):
+    """The signature of a class is that of its __init__, which the metaclass of Flax's modules hides."""
+    if what != "class":
+        return signature, return_annotation
+    _, *parameters = inspect.signature(obj.__init__).parameters.values()
+    return stringify_signature(inspect.Signature(parameters)), return_annotation
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", signature_of_class)
