@@ -58,6 +58,22 @@ html_theme_options = {"use_download_button": False, "use_fullscreen_button": Fal
 copybutton_exclude = ".linenos, .gp, .go"
 
 
+# Files outside of this folder that pages include: a link to the file leads to the page.
+INCLUDED = {
+    "../README.md": "index.md",
+    "../benchmarks/README.md": "benchmarks.md",
+    "../CHANGELOG.md": "changelog.md",
+    "../CONTRIBUTING.md": "contributing.md",
+    "../SECURITY.md": "security.md",
+}
+
+
+def link_to_pages(_app, _docname, source):
+    """Changes links that are right in the repository's web view to those of the site."""
+    for file, page in INCLUDED.items():
+        source[0] = source[0].replace(f"]({file}", f"]({page}")
+
+
 def signature_of_class(_app, what, _name, obj, _options, signature, return_annotation):
     """The signature of a class is that of its __init__, which the metaclass of Flax's modules hides."""
     if what != "class":
@@ -67,4 +83,5 @@ def signature_of_class(_app, what, _name, obj, _options, signature, return_annot
 
 
 def setup(app):
+    app.connect("source-read", link_to_pages)
     app.connect("autodoc-process-signature", signature_of_class)
