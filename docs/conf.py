@@ -6,6 +6,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from sphinx.ext.autodoc.preserve_defaults import update_defvalue
 from sphinx.util.inspect import stringify_signature
 
 import lma_jax
@@ -17,6 +18,8 @@ os.environ["JUPYTER_PATH"] = str(DOCS / "jupyter")
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ["PYTHONPATH"] = str(DOCS / "tutorials")
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # they compile much and compute little
+os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads would spin against those of XLA
 # One page trains what another one has trained: it finds the compiled program here.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(DOCS.parent / f".cache/docs-{metadata.version('jaxlib')}"))
 
@@ -43,7 +46,9 @@ nb_execution_timeout = 600
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 default_role = "code"
 python_display_short_literal_types = True
 python_maximum_signature_line_length = 88
@@ -54,7 +59,12 @@ html_title = f"LMA {release}"
 html_static_path = ["static"]
 html_css_files = ["lma.css"]
 html_copy_source = False
-html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_navbar_depth": 1}
+html_theme_options = {
+    "navbar_persistent": [],  # the search is in the sidebar
+    "show_navbar_depth": 1,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+}
 copybutton_exclude = ".linenos, .gp, .go"
 
 
@@ -74,12 +84,13 @@ def link_to_pages(_app, _docname, source):
         source[0] = source[0].replace(f"]({file}", f"]({page}")
 
 
-def signature_of_class(_app, what, _name, obj, _options, signature, return_annotation):
+def signature_of_class(app, what, _name, obj, _options, signature, return_annotation):
     """The signature of a class is that of its __init__, which the metaclass of Flax's modules hides."""
     if what != "class":
         return signature, return_annotation
+    update_defvalue(app, obj.__init__, bound_method=False)
     _, *parameters = inspect.signature(obj.__init__).parameters.values()
-    return stringify_signature(inspect.Signature(parameters)), return_annotation
+    return stringify_signature(inspect.Signature(parameters), unqualified_typehints=True), return_annotation
 
 
 def setup(app):
