@@ -17,7 +17,7 @@ from lma_torch.layers import is_whole, whole_number
 
 
 def kernel_size_for(channels: int) -> int:
-    """K = eta(C): the odd number at or below round(|log2(C) - 1| / 1.5), and at least 1."""
+    """K = eta(C): the odd number at or below `round(|log2(C) - 1| / 1.5)`, and at least 1."""
     size = round(abs(math.log2(channels) - 1.0) / 1.5)
     return max(1, size if size % 2 else size - 1)
 
