@@ -23,7 +23,13 @@ PYTHON = [block for language, block in BLOCKS if language == "python"]
 
 # What is given after the README's own arguments, and overrides them.
 SMALL = {
-    "lma_jax.train": ("--config.dataset=digits", "--config.val_split=test", "--config.model=resnet10_lma", *SHORT),
+    "lma_jax.train": (
+        "--config.dataset=digits",
+        "--config.val_split=test",
+        "--config.model=resnet10_lma",
+        "--config.schedule=step",
+        *SHORT,
+    ),
     "convert.to_jax": ("--model=resnet10_lma",),
     "convert.flops": ("--model=resnet10_lma", "--input_size=32", "--framework=torch"),
     "convert.table1": ("--rows=resnet18_lma", "--quick"),
@@ -39,7 +45,7 @@ SMALL = {
 # What the README writes in angle brackets.
 GIVEN = {
     "folder of the two .tar files": "archives",
-    "image folder": "images",
+    "image folder": "flowers",
     "where builds lie": "builds",
 }
 
@@ -59,10 +65,11 @@ def module_of(program: str) -> str:
 def test_every_command_runs_where_the_readmes_install_is(tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(ROOT / "configs")  # as if this folder were the clone
     write_archives(tmp_path / "archives")
-    write_folder(tmp_path / "images", flowers())
+    write_folder(tmp_path / "flowers", flowers())
     Image.new("RGB", (32, 24), "teal").save(tmp_path / "cat.jpg")
     register_resnet10(monkeypatch)
-    torch.save(lma_torch.create_model("resnet10_lma").state_dict(), tmp_path / "resnet50.pth")
+    for file, name in (("resnet50", "resnet10_lma"), ("resnet18", "resnet10")):
+        torch.save(lma_torch.create_model(name).state_dict(), tmp_path / f"{file}.pth")
     for line in SHELL:
         program, *arguments = shlex.split(re.sub("<(.+?)>", lambda match: GIVEN[match[1]], line), comments=True)
         if program == "make":
