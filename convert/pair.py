@@ -18,6 +18,7 @@ from lma_jax.errors import UserError
 from lma_jax.preprocessing import IMAGENET, Preprocessing, normalize
 from lma_jax.state_dict import require_fit
 from lma_jax.weight_files import open_weights, to_tensor
+from lma_torch.layers import Network
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Pair:
     """
 
     jax_model: nnx.Module
-    torch_model: torch.nn.Module
+    torch_model: Network
     preprocessing: Preprocessing
 
 
@@ -90,7 +91,7 @@ def images_for(preprocessing: Preprocessing, *, count: int, folder: str | None =
     return np.asarray(normalize(jnp.stack(pixels), preprocessing))
 
 
-def _torch_model(name: str, state_dict: dict[str, torch.Tensor], num_classes: int, **options: Any) -> torch.nn.Module:
+def _torch_model(name: str, state_dict: dict[str, torch.Tensor], num_classes: int, **options: Any) -> Network:
     """A network of lma_torch with these weights; a RuntimeError if they do not fit."""
     model = lma_torch.create_model(name, num_classes=num_classes, device="meta", **options)
     model.load_state_dict(state_dict, assign=True)
