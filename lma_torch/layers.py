@@ -1,11 +1,14 @@
 """What the backbones share: their two parts, convolution and initialisation."""
 
+import functools
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Kind = TypeVar("Kind", bound=type[nn.Module])
 
 # Height and width of a map (N, C, H, W).
 SPATIAL_AXES = (2, 3)
@@ -246,6 +249,18 @@ def init_weights(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=0.01)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def fits_timm(kind: Kind) -> Kind:
+    """Makes a class of attention modules take `act_layer`, which timm's blocks pass to theirs; it is not used."""
+    build: Any = kind.__init__
+
+    @functools.wraps(build)
+    def build_without(self: nn.Module, *args: Any, act_layer: Any = None, **options: Any) -> None:
+        build(self, *args, **options)
+
+    kind.__init__ = build_without  # type: ignore[misc]
+    return kind
 
 
 def whole_number(value: Any, *, name: str, least: int) -> int:

@@ -14,7 +14,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lma_torch.layers import is_whole, whole_number
+from lma_torch.layers import fits_timm, is_whole, whole_number
 from lma_torch.profiles import is_observed, is_recorded
 
 
@@ -110,10 +110,12 @@ def require_map(x: Tensor, channels: int) -> None:
         )
 
 
+@fits_timm
 class LMA(nn.Module):
     """Lightweight mixed-domain attention for feature maps of shape (N, C, H, W), in either memory format.
 
-    It is also what timm calls an attention layer: `block_args=dict(attn_layer=LMA)`.
+    It is also what timm calls an attention layer: `block_args=dict(attn_layer=LMA)` of ResNets, `se_layer=LMA` of
+    EfficientNets.
 
     The kernels are drawn from U(-1/sqrt(K), 1/sqrt(K)), as PyTorch's convolutions are. A backbone initialises them
     anew with its own convolutions: Kaiming normal with fan-out, which has a standard deviation of sqrt(2/K).
@@ -153,7 +155,7 @@ class LMA(nn.Module):
         if self.is_watched():
             require_map(x, self.channels)
             gate_h, gate_w = self.gates_of(self.pool_h(x), self.pool_w(x))
-            return gate_h * gate_w * x
+            return x * gate_h * gate_w
         return attend(x, self.conv_h.weight, self.conv_w.weight, channels=self.channels)
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
