@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 
 import lma_jax
-import lma_torch
+import lma_torch.registry
 from convert.weights import to_torch
 from lma_jax.checkpoint.format import Checkpoint
 from lma_jax.checkpoint.restore import restore_model
@@ -92,7 +92,13 @@ def images_for(preprocessing: Preprocessing, *, count: int, folder: str | None =
 
 
 def _torch_model(name: str, state_dict: dict[str, torch.Tensor], num_classes: int, **options: Any) -> Network:
-    """A network of lma_torch with these weights; a RuntimeError if they do not fit."""
+    """A network of lma_torch with these weights; a RuntimeError if they do not fit.
+
+    Raises:
+        UserError: lma_torch has no such network.
+    """
+    if problem := lma_torch.registry.problem_with(name):
+        raise UserError(f"{name} is to be registered in lma_torch too: {problem}")
     model = lma_torch.create_model(name, num_classes=num_classes, device="meta", **options)
     model.load_state_dict(state_dict, assign=True)
     return model

@@ -259,7 +259,7 @@ def fits_timm(kind: Kind) -> Kind:
     def build_without(self: nn.Module, *args: Any, act_layer: Any = None, **options: Any) -> None:
         build(self, *args, **options)
 
-    kind.__init__ = build_without  # type: ignore[misc]
+    kind.__init__ = build_without  # type: ignore[method-assign]
     return kind
 
 

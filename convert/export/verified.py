@@ -22,8 +22,8 @@ class VerifiedPair:
         jax_model, torch_model: the pair.
         names: the library whose names a file of weights has; None for this project's.
         images: random images of the network's size, (N, H, W, 3), N > 1, float64.
-        metadata: names, model, model_options, num_classes, class_names, preprocessing, loss, metrics, checkpoint, step,
-            and verified, the summary of the verification; JSON can hold it.
+        metadata: names, model, model_options, registered_by, num_classes, class_names, preprocessing, loss, metrics,
+            checkpoint, step, and verified, the summary of the verification; JSON can hold it.
     """
 
     jax_model: nnx.Module
@@ -57,6 +57,7 @@ def verified_pair(checkpoint: Checkpoint, *, source: str, names: str | None = No
         "names": names,
         "model": described.model,
         "model_options": described.model_options,
+        "registered_by": described.registered_by,
         "num_classes": described.num_classes,
         "class_names": described.class_names,
         "preprocessing": asdict(pair.preprocessing),

@@ -189,7 +189,7 @@ def test_the_library_loads_them_strictly_and_computes_the_same(name, build):
 def test_every_attention_module_is_a_layer_of_timms_blocks():
     timm = pytest.importorskip("timm", exc_type=ImportError)
     for kind in (lma_torch.LMA, SE, CBAM):
-        model = timm.create_model("efficientnet_b0", se_layer=kind)
+        model = timm.create_model("efficientnet_b0", se_layer=kind).eval()
         assert isinstance(model.blocks[2][1].se, kind)
         assert model(torch.randn(1, 3, 32, 32)).isfinite().all()
 
