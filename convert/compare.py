@@ -25,6 +25,7 @@ def define_flags() -> None:
     flags.DEFINE_string("json", None, "File for the figures of the table.")
     flags.DEFINE_string("plot", None, "File for a plot: .png, .pdf or .svg.")
     cli.define_force()
+    cli.define_import()
 
 
 def main(*workdirs: str) -> None:

@@ -35,6 +35,7 @@ def define_flags() -> None:
     flags.DEFINE_string("json", None, "File for the results, every layer included.")
     flags.DEFINE_string("csv", None, "File for the table as printed; with --by_layer, that of the layers.")
     cli.define_force()
+    cli.define_import()
     flags.DEFINE_alias("by-layer", "by_layer")
     flags.DEFINE_alias("input-size", "input_size")
 

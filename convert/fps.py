@@ -36,6 +36,7 @@ def define_flags() -> None:
     flags.DEFINE_string("json", None, "File for all results.")
     flags.DEFINE_string("plot", None, "File for a plot: .png, .pdf or .svg.")
     cli.define_force()
+    cli.define_import()
 
 
 def main() -> None:

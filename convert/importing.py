@@ -11,7 +11,7 @@ from lma_jax.checkpoint.format import Metadata
 from lma_jax.checkpoint.manager import require_new, save_weights
 from lma_jax.errors import UserError
 from lma_jax.preprocessing import IMAGENET, Preprocessing, preprocessing_from
-from lma_jax.registry import create_model
+from lma_jax.registry import create_model, problem_with, registered_by
 from lma_jax.state_dict import from_state_dict, require_fit
 from lma_jax.weight_files import open_weights
 
@@ -49,6 +49,7 @@ def import_weights(weights: Path, workdir: Path, *, model: str | None = None) ->
     file = open_weights(weights)
     described = file.metadata
     try:
+        _require_registered(described)
         name, options = recognise(file.tensors, name=model)
         network = nnx.eval_shape(lambda: create_model(name, **options, rngs=nnx.Rngs(0)))
         require_fit(network, file.tensors)
@@ -59,11 +60,19 @@ def import_weights(weights: Path, workdir: Path, *, model: str | None = None) ->
             class_names=_class_names(described, num_classes),
             config={**EVALUATION, **_loss(described), "model": name, **options, **vars(_preprocessing(described))},
             imported_from=str(weights.absolute()),
+            registered_by=registered_by(name),
         )
     except (UserError, ValueError) as error:
         raise UserError(f"cannot use {weights}: {error}") from error
     save_weights(workdir, from_state_dict(network, file.read()), metadata)
     return f"{name} with {num_classes:,} classes: weights of {weights} written to {workdir}"
+
+
+def _require_registered(described: Mapping[str, Any]) -> None:
+    """Raises a UserError if a file is of a network whose attention a module of the user is to register first."""
+    module = described.get("registered_by")
+    if module and isinstance(module, str) and (problem := problem_with(described.get("model"), registered_by=module)):
+        raise UserError(problem)
 
 
 def _preprocessing(described: Mapping[str, Any]) -> Preprocessing:

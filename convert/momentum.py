@@ -13,21 +13,23 @@ from flax import nnx
 
 from convert.weights import to_jax, to_torch
 from lma_jax.definition import split
+from lma_jax.weight_files import unwrap
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def momentum_to_torch(trace: Any, jax_model: nnx.Module) -> dict[str, torch.Tensor]:
+def momentum_to_torch(trace: Any, jax_model: nnx.Module, *, names: str | None = None) -> dict[str, torch.Tensor]:
     """Momentum by PyTorch's parameter names.
 
     Args:
         trace: optax's momentum (`trace` of optax.TraceState), with the structure of the parameters of `jax_model`;
             None, which stands for a frozen parameter in a run, becomes 0.
         jax_model: the network; its weights do not matter.
+        names: as in `to_torch`.
     """
     definition, params, batch_stats = split(jax_model)
     trace = jax.tree.map(_or_zero, trace, params, is_leaf=lambda leaf: leaf is None)
-    buffers = to_torch(definition.bind(trace, batch_stats))
+    buffers = to_torch(definition.bind(trace, batch_stats), names=names)
     return {name: buffer for name, buffer in buffers.items() if not name.endswith(STATISTICS)}
 
 
@@ -36,13 +38,13 @@ def _or_zero(buffer: Any, parameter: jax.Array) -> Any:
 
 
 def momentum_to_jax(buffers: Mapping[str, torch.Tensor], jax_model: nnx.Module) -> Any:
-    """The inverse of `momentum_to_torch`.
+    """The inverse of `momentum_to_torch`, in the names that `to_jax` takes.
 
     Raises:
         ValueError: entries are missing, unexpected or of another shape; all are named.
     """
     statistics = {name: value for name, value in to_torch(jax_model).items() if name.endswith(STATISTICS)}
-    _, trace, _ = split(to_jax({**buffers, **statistics}, nnx.clone(jax_model)))
+    _, trace, _ = split(to_jax({**unwrap(buffers), **statistics}, nnx.clone(jax_model)))
     return trace
 
 

@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 
 import lma_jax
-import lma_torch
+import lma_torch.registry
 from convert.weights import to_torch
 from lma_jax.checkpoint.format import Checkpoint
 from lma_jax.checkpoint.restore import restore_model
@@ -18,6 +18,7 @@ from lma_jax.errors import UserError
 from lma_jax.preprocessing import IMAGENET, Preprocessing, normalize
 from lma_jax.state_dict import require_fit
 from lma_jax.weight_files import open_weights, to_tensor
+from lma_torch.layers import Network
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Pair:
     """
 
     jax_model: nnx.Module
-    torch_model: torch.nn.Module
+    torch_model: Network
     preprocessing: Preprocessing
 
 
@@ -90,8 +91,14 @@ def images_for(preprocessing: Preprocessing, *, count: int, folder: str | None =
     return np.asarray(normalize(jnp.stack(pixels), preprocessing))
 
 
-def _torch_model(name: str, state_dict: dict[str, torch.Tensor], num_classes: int, **options: Any) -> torch.nn.Module:
-    """A network of lma_torch with these weights; a RuntimeError if they do not fit."""
+def _torch_model(name: str, state_dict: dict[str, torch.Tensor], num_classes: int, **options: Any) -> Network:
+    """A network of lma_torch with these weights; a RuntimeError if they do not fit.
+
+    Raises:
+        UserError: lma_torch has no such network.
+    """
+    if problem := lma_torch.registry.problem_with(name):
+        raise UserError(f"{name} is to be registered in lma_torch too: {problem}")
     model = lma_torch.create_model(name, num_classes=num_classes, device="meta", **options)
     model.load_state_dict(state_dict, assign=True)
     return model

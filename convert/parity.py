@@ -4,7 +4,7 @@ import copy
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,9 +125,9 @@ def verify(jax_model: nnx.Module, torch_model: torch.nn.Module, images: np.ndarr
 def _differences(jax_model: nnx.Module, torch_model: torch.nn.Module, images: np.ndarray) -> Iterator[Difference]:
     dtype = str(images.dtype)
     given = _jax_outputs(jax_model, images)
-    for layer, wanted in _torch_outputs(torch_model, images).items():
+    for layer, wanted in _torch_outputs(torch_model, images, given).items():
         # The groups of SA have an axis of their own in JAX.
-        if layer in given and given[layer].ndim == wanted.ndim:
+        if given[layer].ndim == wanted.ndim:
             value = np.moveaxis(given[layer], -1, 1) if wanted.ndim == 4 else given[layer]
             tolerance = LOGITS_FLOAT32 if (layer, dtype) == (LOGITS, "float32") else TOLERANCES[dtype]
             absolute = float(np.abs(value - wanted).max())
@@ -135,11 +135,12 @@ def _differences(jax_model: nnx.Module, torch_model: torch.nn.Module, images: np
             yield Difference(layer, wanted.shape, dtype, absolute, relative, tolerance)
 
 
-def _torch_outputs(model: torch.nn.Module, images: np.ndarray) -> dict[str, np.ndarray]:
-    """The output of every module by path, in the order of computation, and the logits."""
+def _torch_outputs(model: torch.nn.Module, images: np.ndarray, layers: Container[str]) -> dict[str, np.ndarray]:
+    """The output of the modules whose paths are among `layers`, in the order of computation, and the logits."""
     model = copy.deepcopy(model).to(getattr(torch, str(images.dtype))).eval()
     outputs: dict[str, np.ndarray] = {}
-    for name, module in model.named_modules():
+    called = {name: module for name, module in model.named_modules() if not name or name in layers}
+    for name, module in called.items():
 
         def record(module: torch.nn.Module, inputs: Any, output: torch.Tensor, name: str = name) -> None:
             outputs[name] = output.clone().numpy()  # a copy: an in-place activation may follow

@@ -38,6 +38,7 @@ def define_flags() -> None:
     flags.DEFINE_string("json", None, "File for all figures.")
     flags.DEFINE_string("plot", None, "File for a plot: .png, .pdf or .svg.")
     cli.define_force()
+    cli.define_import()
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from lma_jax.errors import UserError
 
 
 def define_flags() -> None:
+    cli.define_import()
     flags.DEFINE_string("weights", None, "File of weights, .safetensors or .pth.", required=True)
     flags.DEFINE_string("model", None, "Network, one of list_models(). Default: recognised by names and shapes.")
     flags.DEFINE_string("output", None, "Workdir to create.", required=True)

@@ -2,6 +2,7 @@
 
 The suffix of the file chooses the format: weights (.safetensors, .pth), or the whole network as a program of
 torch.export (.pt2) or ONNX (.onnx) for batches of any size. The network is verified layer by layer before that.
+--names=timm writes weights for timm.create_model; docs/recipes.md lists the networks.
 """
 
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from lma_jax import cli
+from lma_jax.naming import NAMES
 from lma_jax.overwriting import require_outputs
 
 
@@ -18,6 +20,13 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "File to write: .safetensors, .pth, .pt2 or .onnx.", required=True)
     flags.DEFINE_string("momentum", None, "Also write the momentum of SGD to this file, .safetensors or .pth.")
     flags.DEFINE_string("labels", None, "Also write the class names to this file, one a line.")
+    flags.DEFINE_enum(
+        "names",
+        None,
+        sorted(NAMES),
+        "Whose network is to load the weights: its names. Default: this project's, which are torchvision's with those "
+        "of the attention beside them.",
+    )
     flags.DEFINE_bool("fold_batch_norm", False, "Fold batch normalisation into the convolutions of a program.")
 
 
@@ -31,7 +40,7 @@ def main() -> None:
 
     options = flags.FLAGS
     output = Path(options.output)
-    format_of(output, framework="torch", fold=options.fold_batch_norm)
+    format_of(output, framework="torch", fold=options.fold_batch_norm, names=options.names)
     if options.momentum:
         require_suffix(Path(options.momentum))
     written = {"output": (output, EXPORT), "momentum": (options.momentum, MOMENTUM), "labels": (options.labels, ANY)}
@@ -40,8 +49,9 @@ def main() -> None:
     if options.labels:
         print(export_labels(checkpoint, Path(options.labels), force=options.force))
     if options.momentum:
-        print(export_momentum(checkpoint, Path(options.momentum)))
-    print(export(verified_pair(checkpoint, source=options.checkpoint), output, fold=options.fold_batch_norm))
+        print(export_momentum(checkpoint, Path(options.momentum), names=options.names))
+    pair = verified_pair(checkpoint, source=options.checkpoint, names=options.names)
+    print(export(pair, output, fold=options.fold_batch_norm))
 
 
 if __name__ == "__main__":

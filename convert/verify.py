@@ -22,6 +22,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Network to verify with random weights, one of list_models().")
     flags.DEFINE_string("checkpoint", None, "Workdir of a training run, to verify against --weights.")
     cli.define_step()
+    cli.define_import()
     flags.DEFINE_string("weights", None, "Export of the checkpoint, .safetensors or .pth.")
     flags.DEFINE_integer("images", 4, "Number of random images.", lower_bound=1)
     flags.DEFINE_string("image_folder", None, "Folder of images to use instead of random ones.")

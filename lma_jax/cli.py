@@ -1,12 +1,13 @@
 """What the commands share: absl flags, and one line on stderr with exit code 2 for a user's mistake."""
 
+import importlib
 import io
 import os
 import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -50,6 +51,8 @@ def run(
         try:
             if len(argv) > 1 and not takes_arguments:
                 raise UserError(f"unexpected argument {argv[1]!r}: options are given as --name=value (see --help)")
+            if "import" in flags.FLAGS:
+                import_modules(flags.FLAGS["import"].value or [])
             main(*argv[1:])
             sys.stdout.flush()
         except UserError as error:
@@ -88,7 +91,8 @@ def run(
 
 
 def define_checkpoint() -> None:
-    """Adds --checkpoint and --step."""
+    """Adds --checkpoint and --step, and --import, which its network may need."""
+    define_import()
     flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
     define_step()
 
@@ -96,6 +100,29 @@ def define_checkpoint() -> None:
 def define_step() -> None:
     """Adds --step."""
     flags.DEFINE_string("step", "newest", "Which checkpoint: newest, best (by validation top-1), or its step.")
+
+
+def define_import() -> None:
+    """Adds --import, which `run` obeys before the command, for commands that build networks."""
+    flags.DEFINE_multi_string(
+        "import", [], "Module of yours to import first, by its name or .py file: it registers an attention."
+    )
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Imports modules of the user by their names or files.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
+    for name in names:
+        try:
+            if name.endswith(".py"):
+                runpy.run_path(name)
+            else:
+                importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            raise UserError(f"--import={name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def define_force() -> None:

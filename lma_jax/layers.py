@@ -41,6 +41,7 @@ class Network(nnx.Module):
         name, options: the name and the further options by which `create_model` built it; empty if its class did.
         num_classes: size of the output; 0 without a classifier, which gives the pooled features.
         num_features: channels of the last feature map.
+        position: that of the attention module in its blocks, see `Placement`; empty in a plain network.
         maps: channels, stride and last layer of the maps C1 to C5.
         out_indices: which of them a call returns instead of logits; None for logits.
         dtype: computation dtype, or None for that of the input and the parameters.
@@ -50,6 +51,7 @@ class Network(nnx.Module):
     options: tuple[tuple[str, Any], ...] = ()
     num_classes: int
     num_features: int
+    position: str
     maps: tuple[tuple[int, int, str], ...]
     out_indices: tuple[int, ...] | None = None
     dtype: Any

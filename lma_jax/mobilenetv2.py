@@ -154,6 +154,7 @@ class MobileNetV2(Network):
                 maps += [(channels, reduction, f"features.{len(features) - 1}")]
         self.maps = tuple(maps)
         self.num_features = make_divisible(1280 * max(1.0, width_mult), divisor)
+        self.position = Placement.of(attention, "hidden").position
         features += [conv_bn_relu(channels, self.num_features, 1, **options)]
         self.num_classes = num_classes
         self.dtype = dtype

@@ -67,8 +67,19 @@ def placement_of(backbone: str, attention: str) -> Placement | Unavailable:
     return BACKBONES[backbone].select(ATTENTIONS[attention])
 
 
-def problem_with(name: object) -> str | None:
-    """The reason why `create_model` does not take a name; None if it does."""
+def registered_by(name: str) -> str:
+    """The module of a user that registered the attention of a network, see `Placements`; empty for those here."""
+    attention = parts_of(name)[1]
+    return ATTENTIONS[attention].registered_by if attention else ""
+
+
+def problem_with(name: object, *, registered_by: str = "") -> str | None:
+    """The reason why `create_model` does not take a name; None if it does.
+
+    Args:
+        name: any value.
+        registered_by: the module that registered its attention, as a checkpoint or an export says.
+    """
     if not isinstance(name, str):
         return f"a model is named by a string, one of list_models(), got {name!r}"
     if name in list_models():
@@ -78,6 +89,8 @@ def problem_with(name: object) -> str | None:
         found = placement_of(backbone, attention)
         if isinstance(found, Unavailable):
             return f"there is no {name}: {found.reason}"
+    if registered_by:
+        return f"its attention {attention!r} was registered by {registered_by}: add --import={registered_by}"
     return f"unknown model {name!r}, did you mean {nearest(name, list_models())!r}? (list_models() names all)"
 
 

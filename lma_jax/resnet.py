@@ -221,6 +221,7 @@ class ResNet(Network):
         reductions = itertools.accumulate([stride, pooling, *(stage[0] for stage in stages[1:])], operator.mul)
         self.maps = tuple(zip(channels, reductions, ("bn1", "layer1", "layer2", "layer3", "layer4")))
         self.num_features = channels[-1]
+        self.position = placement.position
         self.num_classes = num_classes
         self.dtype = dtype
         self.fc = head(self.num_features, num_classes, **options)

@@ -7,7 +7,7 @@ be larger than it is, is refused before it takes any memory.
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import ml_dtypes
@@ -49,6 +49,11 @@ class Stored:
     def nbytes(self) -> int:
         """Bytes of a tensor of a readable dtype."""
         return math.prod(self.shape) * READABLE[self.dtype].itemsize
+
+    def reshape(self, shape: tuple[int, ...]) -> "Stored":
+        """The same tensor with more or fewer axes of size 1."""
+        strides = iter([stride for stride, size in zip(self.strides, self.shape, strict=True) if size != 1])
+        return replace(self, shape=shape, strides=tuple(1 if size == 1 else next(strides) for size in shape))
 
     def require_readable(self, file_size: int) -> None:
         """Raises an UnusableError if it is not a dense tensor of a readable dtype within the file."""

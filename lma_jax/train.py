@@ -20,6 +20,7 @@ def define_flags() -> None:
     from lma_jax import cli
 
     cli.define_config()
+    cli.define_import()
     flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<name of the config file>.")
     flags.DEFINE_bool("change_config", False, "Resume even if the config or the data differ from the checkpoint's.")
     flags.DEFINE_bool("profile", False, "Trace five steps into <workdir>/profile, for Perfetto or XProf.")

@@ -1,7 +1,7 @@
 """Weight files: a state_dict of NumPy arrays and its metadata in .safetensors or .pth. Only .pth needs PyTorch.
 
 The names are those of this project, which are torchvision's and those of the paper's authors. What training scripts
-and other projects write differently is translated when a file is read.
+and other libraries write differently is translated when a file is read (naming.py).
 
 A file is opened before it is read: names, shapes, dtypes and metadata first, which are bounded, and the tensors when
 they are those of the network. A digest of tensors and metadata, which every file of this project carries, shows damage.
@@ -13,7 +13,6 @@ import io
 import json
 import math
 import os
-import re
 import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -26,6 +25,7 @@ import numpy as np
 
 from lma_jax import files
 from lma_jax.errors import UserError
+from lma_jax.naming import to_own_names
 from lma_jax.pickled import Contents, NeedsCodeError, read_pickled
 from lma_jax.stored import HEADER_LIMIT, Stored, UnusableError, require_apart
 
@@ -108,6 +108,11 @@ def write_weights(path: Path, state_dict: StateDict, metadata: Mapping[str, Any]
     A .safetensors file has the metadata in its header, a JSON string for each key, and the digest beside them. A .pth
     file holds the state_dict, ready for `load_state_dict`, with the attributes `metadata` and `digest`.
 
+    Args:
+        path: .safetensors or .pth file.
+        state_dict: arrays by name, those of this project or of another library (`naming.to_names`).
+        metadata: what JSON can hold.
+
     Raises:
         UserError: the suffix is another, a package is missing, or the file cannot be written.
     """
@@ -137,7 +142,7 @@ def open_weights(path: Path) -> WeightFile:
             tensors = unwrap(entries)
         else:
             content, metadata, digest = _open_pth(path)
-            tensors = {name: tensor.stored() for name, tensor in unwrap(content).items()}
+            tensors = to_own_names({name: tensor.stored() for name, tensor in find_state_dict(content).items()})
         _require_sound(tensors, path.stat().st_size)
     except NeedsCodeError as error:
         raise UserError(
@@ -181,8 +186,13 @@ def unwrap(content: Any) -> dict[str, Any]:
         content: arrays or tensors by name, or a dictionary that holds them as a training script does.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or a layer has two names.
     """
+    return to_own_names(find_state_dict(content))
+
+
+def find_state_dict(content: Any) -> dict[str, Any]:
+    """The same in the names of the file, without the prefixes of wrappers."""
     for _ in WRAPPERS:  # a mapping may hold itself
         if not isinstance(content, Mapping) or _is_state_dict(content):
             break
@@ -200,11 +210,7 @@ def unwrap(content: Any) -> dict[str, Any]:
     _require_names(state_dict)
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state_dict)), None):
         state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
-    # timm calls the attention of a block `se`.
-    translated = {re.sub(r"^(layer\d\.\d+)\.se\.", r"\1.attention.", key): key for key in state_dict}
-    if len(translated) < len(state_dict):
-        raise UserError("it has an attention module under two names, se and attention")
-    return {key: state_dict[old] for key, old in translated.items()}
+    return state_dict
 
 
 def options_of(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,7 +272,7 @@ def _require_sound(tensors: Mapping[str, Stored], file_size: int) -> None:
 def _safetensors(state_dict: StateDict, metadata: Mapping[str, Any]) -> bytes:
     save = _safetensors_package().numpy.save
     arrays = {key: np.asarray(array, order="C") for key, array in state_dict.items()}
-    described = {**metadata, DIGEST: digest_of(arrays, metadata)}
+    described = {**metadata, DIGEST: digest_of(unwrap(arrays), metadata)}  # of what is read
     return save(arrays, {key: json.dumps(value) for key, value in described.items()})
 
 
@@ -294,7 +300,7 @@ def _pth(state_dict: StateDict, metadata: Mapping[str, Any]) -> bytes:
     torch = _torch_package()
     ordered, buffer = OrderedDict((key, to_tensor(array)) for key, array in state_dict.items()), io.BytesIO()
     ordered.metadata = dict(metadata)  # type: ignore[attr-defined]
-    ordered.digest = digest_of(state_dict, metadata)  # type: ignore[attr-defined]
+    ordered.digest = digest_of(unwrap(state_dict), metadata)  # type: ignore[attr-defined]
     torch.save(ordered, buffer)
     return buffer.getvalue()
 

@@ -1,11 +1,14 @@
 """What the backbones share: their two parts, convolution and initialisation."""
 
+import functools
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Kind = TypeVar("Kind", bound=type[nn.Module])
 
 # Height and width of a map (N, C, H, W).
 SPATIAL_AXES = (2, 3)
@@ -34,6 +37,7 @@ class Network(nn.Module):
         name, options: the name and the further options by which `create_model` built it; empty if its class did.
         num_classes: size of the output; 0 without a classifier, which gives the pooled features.
         num_features: channels of the last feature map.
+        position: that of the attention module in its blocks, see `Placement`; empty in a plain network.
         maps: channels, stride and last layer of the maps C1 to C5.
         out_indices: which of them a call returns instead of logits; None for logits.
     """
@@ -42,6 +46,7 @@ class Network(nn.Module):
     options: tuple[tuple[str, Any], ...] = ()
     num_classes: int
     num_features: int
+    position: str
     maps: tuple[tuple[int, int, str], ...]
     out_indices: tuple[int, ...] | None = None
 
@@ -244,6 +249,18 @@ def init_weights(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=0.01)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def fits_timm(kind: Kind) -> Kind:
+    """Makes a class of attention modules take `act_layer`, which timm's blocks pass to theirs; it is not used."""
+    build: Any = kind.__init__
+
+    @functools.wraps(build)
+    def build_without(self: nn.Module, *args: Any, act_layer: Any = None, **options: Any) -> None:
+        build(self, *args, **options)
+
+    kind.__init__ = build_without  # type: ignore[method-assign]
+    return kind
 
 
 def whole_number(value: Any, *, name: str, least: int) -> int:

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lma_torch.layers import is_whole, whole_number
+from lma_torch.layers import fits_timm, is_whole, whole_number
+from lma_torch.profiles import is_observed, is_recorded
 
 
 def kernel_size_for(channels: int) -> int:
@@ -91,6 +93,12 @@ def logits(profiles: tuple[Tensor, Tensor], kernels: tuple[Tensor, Tensor], *, c
     ]
 
 
+def called(conv: nn.Conv2d, profile: Tensor) -> Tensor:
+    """The same for one profile, by a call of the convolution that holds the kernel."""
+    rows, half = profile.flatten(2).mT, conv.kernel_size[1] // 2
+    return conv(F.pad(rows[:, None], (half, half)))[:, 0].mT.reshape(profile.shape)
+
+
 def require_map(x: Tensor, channels: int) -> None:
     """Raises a ValueError if `x` is no floating-point map (N, channels, H, W); a trace of PyTorch's has no checks."""
     if torch.jit.is_tracing():
@@ -102,10 +110,12 @@ def require_map(x: Tensor, channels: int) -> None:
         )
 
 
+@fits_timm
 class LMA(nn.Module):
     """Lightweight mixed-domain attention for feature maps of shape (N, C, H, W), in either memory format.
 
-    It is also what timm calls an attention layer: `block_args=dict(attn_layer=LMA)`.
+    It is also what timm calls an attention layer: `block_args=dict(attn_layer=LMA)` of ResNets, `se_layer=LMA` of
+    EfficientNets.
 
     The kernels are drawn from U(-1/sqrt(K), 1/sqrt(K)), as PyTorch's convolutions are. A backbone initialises them
     anew with its own convolutions: Kaiming normal with fan-out, which has a standard deviation of sqrt(2/K).
@@ -132,13 +142,20 @@ class LMA(nn.Module):
         super().__init__()
         self.channels = whole_number(channels, name="channels", least=1)
         self.kernel_size = kernel_size_for(self.channels) if kernel_size is None else odd(kernel_size)
-        # Convolutions hold the kernels under their usual names; they are applied as shifted slices.
+        # Convolutions hold the kernels under their usual names; they are applied as shifted slices. They and the pools
+        # are called only where a hook on them, or a counter of operations, is to see it.
+        self.pool_h = nn.AdaptiveAvgPool2d((None, 1))
+        self.pool_w = nn.AdaptiveAvgPool2d((1, None))
         options: dict[str, Any] = dict(bias=False, device=device, dtype=dtype)
         self.conv_h = nn.Conv2d(1, 1, (1, self.kernel_size), **options)
         self.conv_w = nn.Conv2d(1, 1, (1, self.kernel_size), **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to the same shape, dtype and memory format."""
+        if self.is_watched():
+            require_map(x, self.channels)
+            gate_h, gate_w = self.gates_of(self.pool_h(x), self.pool_w(x))
+            return x * gate_h * gate_w
         return attend(x, self.conv_h.weight, self.conv_w.weight, channels=self.channels)
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +165,12 @@ class LMA(nn.Module):
 
     def gates_of(self, profile_h: Tensor, profile_w: Tensor) -> tuple[Tensor, Tensor]:
         """The same, from the means of the map along its width (N, C, H, 1) and along its height (N, C, 1, W)."""
+        if self.is_watched():
+            return called(self.conv_h, profile_h).sigmoid(), called(self.conv_w, profile_w).sigmoid()
         kernels = self.conv_h.weight, self.conv_w.weight
         logits_h, logits_w = logits((profile_h, profile_w), kernels, channels=self.channels, dim=1)
         return logits_h.sigmoid(), logits_w.sigmoid()
+
+    def is_watched(self) -> bool:
+        """Whether a hook, or a counter of operations, is to see the calls of the layers within."""
+        return is_recorded() or any(map(is_observed, self.children()))

@@ -30,6 +30,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 AXES = {"H": (2,), "W": (3,), "HW": (2, 3)}
 
@@ -73,9 +74,10 @@ def pays(attention: Any, conv: Any, norm: Any, u: Any) -> bool:
     `conv` and `norm` are of exactly the classes named here, and without hooks, since others may do more; and no
     subclass of `attention` has changed its call alone. Convolutions of profiles cost (H + W) / HW of the map's: that
     pays up to a seventh (14 x 14), and up to a sixteenth (32 x 32) for a kernel larger than 1x1, which follows a map no
-    narrower than its own. A trace of torch.jit or torch.fx is to hold for every size, and so takes the other way.
+    narrower than its own. A trace of torch.jit or torch.fx is to hold for every size, and a counter of operations to
+    see those of the published network, and so they take the other way.
     """
-    if torch.jit.is_tracing() or isinstance(u, torch.fx.Proxy):
+    if torch.jit.is_tracing() or isinstance(u, torch.fx.Proxy) or is_recorded():
         return False
     if type(conv) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, nn.Identity) or norm.training:
         return False
@@ -93,6 +95,11 @@ def pays(attention: Any, conv: Any, norm: Any, u: Any) -> bool:
 def is_observed(module: nn.Module) -> bool:
     """Whether a call of the module does more than its forward method: by hooks, its own or global, or a replacement."""
     return _has_any_global_hook() or "forward" in vars(module) or any(getattr(module, kind) for kind in HOOKS)
+
+
+def is_recorded() -> bool:
+    """Whether something watches the operations that are called, as counters of them do; a compiler is none."""
+    return not torch.compiler.is_compiling() and is_in_torch_dispatch_mode(include_infra_modes=False)
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

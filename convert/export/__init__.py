@@ -43,16 +43,18 @@ FORMATS = {
 EXPORT = Kind(holds=("largest_relative", "not_verified"))
 
 
-def format_of(output: Path, *, framework: str | None = None, fold: bool = False) -> Format:
+def format_of(output: Path, *, framework: str | None = None, fold: bool = False, names: str | None = None) -> Format:
     """The format of a path by its suffix.
 
     Args:
         output: the file to write.
         framework: "torch" or "jax" to allow its formats alone.
         fold: whether batch normalisation is to be folded.
+        names: the library whose names its entries are to have, None for this project's.
 
     Raises:
-        UserError: the suffix is of no such format or of one that cannot be folded, or a package of it is missing.
+        UserError: the suffix is of no such format or of one that cannot be folded or has no names, or a package of it
+            is missing.
     """
     require_suffix(output, [suffix for suffix, row in FORMATS.items() if framework in (None, row.framework)])
     found = FORMATS[output.suffix]
@@ -61,6 +63,8 @@ def format_of(output: Path, *, framework: str | None = None, fold: bool = False)
             f"{output} holds named weights: "
             "batch normalisation can be folded in programs only (.pt2, .onnx, .stablehlo)"
         )
+    if names and found.is_program:
+        raise UserError(f"{output} holds a program, without named weights: --names is for .safetensors and .pth")
     require_packages(output.suffix[1:].upper(), *found.packages)
     return found
 
@@ -77,10 +81,10 @@ def export(pair: VerifiedPair, output: Path, *, fold: bool = False) -> str:
         One line about the result.
 
     Raises:
-        UserError: the suffix is unknown, weights cannot be folded, a package of the format is missing, or the file
-            cannot be written.
+        UserError: the suffix is unknown, weights cannot be folded, a program has no names, a package of the format is
+            missing, or the file cannot be written.
     """
-    format_of(output, fold=fold).write(pair, output, fold=fold)
+    format_of(output, fold=fold, names=pair.names).write(pair, output, fold=fold)
     layers = pair.metadata["verified"]["float64"]["layers"] - 1  # without the logits
     return (
         f"{pair.metadata['model']} written to {output}; {layers} layers and the logits are the same in both frameworks"

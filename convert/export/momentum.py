@@ -18,12 +18,13 @@ from lma_jax.weight_files import require_suffix, to_array, write_weights
 MOMENTUM = Kind(holds=("num_classes", "step"), lacks=("running_var",))
 
 
-def export_momentum(checkpoint: Checkpoint, output: Path) -> str:
+def export_momentum(checkpoint: Checkpoint, output: Path, *, names: str | None = None) -> str:
     """Writes the momentum of a checkpoint; that of frozen parameters, which have none, is 0.
 
     Args:
         checkpoint: what `load_checkpoint` returned.
         output: .safetensors or .pth file.
+        names: as in `convert.to_torch`.
 
     Returns:
         One line about the result.
@@ -45,7 +46,8 @@ def export_momentum(checkpoint: Checkpoint, output: Path) -> str:
     if described.config.get("freeze"):
         arrays = {**to_arrays(jax.tree.map(jnp.zeros_like, params)), **arrays}
     sharding = SingleDeviceSharding(jax.local_devices()[0])
-    momentum = momentum_to_torch(fill(params, arrays, sharding=sharding, source=str(checkpoint)), jax_model)
+    trace = fill(params, arrays, sharding=sharding, source=str(checkpoint))
+    momentum = momentum_to_torch(trace, jax_model, names=names)
     metadata = {"model": described.model, "num_classes": described.num_classes, "step": checkpoint.step}
     write_weights(output, {name: to_array(buffer) for name, buffer in momentum.items()}, metadata)
     return f"momentum of step {checkpoint.step:,} written to {output}"

@@ -1,7 +1,7 @@
 """Multiply-accumulates (MACs) of network pairs, in both frameworks and in the convention of the paper's Table 1.
 
-For a network of your own: `lma_jax.flops.macs_by_layer`, `lma_torch.flops.macs_by_layer`, and `table_macs` here. For
-ptflops itself: `custom_modules_hooks={LMA: lma_hook}`.
+For a network of your own: `lma_jax.flops.macs_by_layer`, `lma_torch.flops.macs_by_layer`, and `table_macs` here; or
+ptflops, which sees the pools and convolutions of LMA as it sees those of any module.
 """
 
 import copy
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 import lma_jax.flops
 import lma_torch.flops
 from convert.measure.paper import EXACT_MACS
-from lma_torch import LMA
 
 # A line of a table: values by column, None where nothing was counted.
 Row = dict[str, Any]
@@ -29,16 +28,10 @@ def _with_bias(products: int, module: nn.Module, output: Tensor) -> int:
     return products + (0 if module.bias is None else output.numel())
 
 
-def _lma(module: Any, x: Tensor, _: Tensor) -> int:
-    n, channels, height, width = x.shape
-    return n * channels * (2 * height * width + module.kernel_size * (height + width))
-
-
 # Table 1's convention: (module, its input, its output) -> MACs. Other modules do not count.
 TABLE_RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], int]] = {
     nn.Conv2d: lambda module, x, y: _with_bias(y.numel() * module.weight[0].numel(), module, y),
     nn.Linear: lambda module, x, y: _with_bias(y.numel() * module.in_features, module, y),
-    LMA: _lma,
     **dict.fromkeys(
         (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm), lambda module, x, y: x.numel() * (2 if module.affine else 1)
     ),
@@ -46,11 +39,6 @@ TABLE_RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], int]] = {
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.AvgPool2d), lambda module, x, y: x.numel()),
     **dict.fromkeys((nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d), lambda module, x, y: x.numel()),
 }
-
-
-def lma_hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    """A hook by which ptflops counts LMA: `custom_modules_hooks={LMA: lma_hook}`."""
-    module.__flops__ += _lma(module, inputs[0], output)
 
 
 def table_macs(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
@@ -98,9 +86,7 @@ def ptflops_macs(model: nn.Module, size: tuple[int, int], backend: str) -> int:
 
     options: dict[str, Any] = dict(backend=backend, print_per_layer_stat=False, as_strings=False)
     if backend == "pytorch":
-        options |= dict(backend_specific_config={"count_functional": False}, custom_modules_hooks={LMA: lma_hook})
-    else:  # It sees operations and no modules.
-        model = lma_torch.flops.as_published(model)
+        options |= dict(backend_specific_config={"count_functional": False})
     with torch.no_grad():
         macs, _ = get_model_complexity_info(model, (3, *size), **options)
     if macs is None:
@@ -157,17 +143,12 @@ class Count:
 
     @property
     def layers(self) -> list[Row]:
-        """A row for every layer with MACs in any convention. Those within an LMA are added to the LMA's."""
+        """A row for every layer with MACs in any convention."""
         counts = {"jax": self.jax, "torch": self.torch, "table1": self.table}
-        owners = {path: _owner(path, self.table or {}) for macs in reversed(counts.values()) for path in macs or ()}
-        rows: dict[str, Row] = {}
-        for path, owner in owners.items():
-            empty = {name: None if macs is None else 0 for name, macs in counts.items()}
-            row = rows.setdefault(owner, {"layer": owner, **empty})
-            for name, macs in counts.items():
-                if macs is not None:
-                    row[name] += macs.get(path, 0)
-        return list(rows.values())
+        paths = dict.fromkeys(path for macs in reversed(counts.values()) for path in macs or ())
+        return [
+            {"layer": path, **{name: macs and macs.get(path, 0) for name, macs in counts.items()}} for path in paths
+        ]
 
     @property
     def problems(self) -> list[str]:
@@ -185,11 +166,6 @@ class Count:
         if None not in (self.table1, self.published) and self.table1 != self.published:
             found += [f"{self.table1:,} MACs in Table 1's convention, published are {self.published:,}"]
         return [f"{self.model}: {problem}" for problem in found]
-
-
-def _owner(path: str, layers: Iterable[str]) -> str:
-    """The member of `layers` that is `path` or contains it, else `path` itself."""
-    return next((layer for layer in layers if f"{path}.".startswith(f"{layer}." if layer else "")), path)
 
 
 def count(
@@ -233,9 +209,8 @@ def legend() -> dict[str, str]:
         "jax, torch": "convolutions (LMA's two correlations among them) and matrix products, without biases; "
         f"from the jaxpr, and by torch.utils.flop_counter of PyTorch {torch.__version__}",
         "aten": f'{counter}, backend "aten": the same with biases',
-        "table1": f'{counter}, backend "pytorch" with count_functional=False, LMA by hook: for n input values also 2n '
-        "in a batch or group normalisation, n in a layer normalisation, ReLU, ReLU6 or pooling module, "
-        "2n in LMA's pooling",
+        "table1": f'{counter}, backend "pytorch" with count_functional=False: for n input values also 2n in a batch '
+        "or group normalisation, n in a layer normalisation, ReLU, ReLU6 or pooling module",
         "published": "the published networks in the convention of table1",
     }
 

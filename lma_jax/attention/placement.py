@@ -50,7 +50,14 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class Placements:
-    """The placement of an attention module in each kind of backbone."""
+    """The placement of an attention module in each kind of backbone.
+
+    Attributes:
+        resnet, mobilenetv2: it, or the reason why there is none.
+        registered_by: the module of a user that registered it, by its name, or by its file if it is not to be imported
+            by a name; empty for those of this project.
+    """
 
     resnet: Placement | Unavailable
     mobilenetv2: Placement | Unavailable
+    registered_by: str = ""

@@ -38,6 +38,8 @@ class Metadata:
         metrics: row of metrics of its evaluation; empty if it has not been evaluated.
         sums: sums of the training metrics since the last evaluation.
         imported_from: file of weights that it was imported from, if any.
+        registered_by: the module of a user that registered its attention, see `Placements`. It is named in errors, and
+            imported only if the user says so.
         data: identity of the "train" and the "validation" data, see `Source`; empty where it is unknown.
     """
 
@@ -48,6 +50,7 @@ class Metadata:
     metrics: Mapping[str, float] = field(default_factory=dict)
     sums: Mapping[str, float] = field(default_factory=dict)
     imported_from: str = ""
+    registered_by: str = ""
     data: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
@@ -98,7 +101,7 @@ class Metadata:
         return metadata
 
     def _require_sound(self) -> None:
-        texts = (self.model, self.imported_from, *(self.class_names or ()))
+        texts = (self.model, self.imported_from, self.registered_by, *(self.class_names or ()))
         tables = (self.config, self.metrics, self.sums)
         numbers = (*self.metrics.values(), *self.sums.values())
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(table, dict) for table in tables):

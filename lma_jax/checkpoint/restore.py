@@ -27,7 +27,7 @@ def restore_model(checkpoint: Checkpoint, *, dtype: Any = None, sharding: Shardi
     """
     metadata = checkpoint.metadata
     sharding = sharding or SingleDeviceSharding(jax.local_devices()[0])
-    if problem := problem_with(metadata.model):
+    if problem := problem_with(metadata.model, registered_by=metadata.registered_by):
         raise UserError(f"{checkpoint} cannot be built: {problem}")
     dtypes = (array.dtype for path, array in checkpoint.arrays.items() if path.startswith("params/"))
     param_dtype = next(dtypes, None)

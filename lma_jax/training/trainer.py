@@ -25,7 +25,7 @@ from lma_jax.definition import Definition
 from lma_jax.errors import InterruptedRun, LostWorker, UserError, warn
 from lma_jax.flops import count_macs
 from lma_jax.preprocessing import preprocessing_from
-from lma_jax.registry import recorded_options
+from lma_jax.registry import recorded_options, registered_by
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
 from lma_jax.training.config import differences, validate
 from lma_jax.training.distributed import StopSignal, of_first_process, sole_writer_of_job
@@ -337,6 +337,7 @@ class Trainer:
             config=self.config.to_dict(),
             metrics=metrics,
             sums=sums,
+            registered_by=registered_by(self.config.model),
             data=self.data,
         )
         self.checkpoints.save(self.state, metadata, top1=metrics.get("val_top1", NOT_EVALUATED))

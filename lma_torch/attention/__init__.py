@@ -3,6 +3,9 @@
 To add a module, write its class and give it a line in ATTENTIONS, or call `register_attention`.
 """
 
+import sys
+from typing import Any
+
 from lma_torch.attention.channel import ECA, GC, SE, SRM, GSoP, mobile_eca
 from lma_torch.attention.mixed import BAM, CA, CBAM, MCA, SA, SGE, TA, SimAM, mobile_ta
 from lma_torch.attention.placement import Attention, Placement, Placements, Unavailable
@@ -37,6 +40,8 @@ ATTENTIONS: dict[str, Placements] = {
 def register_attention(name: str, module: Attention, *, resnet: str = "branch", mobilenetv2: str = "hidden") -> None:
     """Adds a module under the names `<backbone>_<name>`, which create_model and every tool then take.
 
+    Checkpoints and exports record the module that calls this; commands import it as --import says.
+
     Args:
         name: lower-case letters and digits.
         module: constructor called as `module(channels, device=, dtype=)`.
@@ -47,7 +52,17 @@ def register_attention(name: str, module: Attention, *, resnet: str = "branch", 
     """
     if not (name.isalnum() and name == name.lower()) or name in ATTENTIONS:
         raise ValueError(f"an attention cannot be named {name!r}: lower-case letters and digits, not yet taken")
-    ATTENTIONS[name] = Placements(resnet=Placement(module, resnet), mobilenetv2=Placement(module, mobilenetv2))
+    ATTENTIONS[name] = Placements(
+        resnet=Placement(module, resnet),
+        mobilenetv2=Placement(module, mobilenetv2),
+        registered_by=_how_to_import(sys._getframe(1).f_globals),
+    )
+
+
+def _how_to_import(module: dict[str, Any]) -> str:
+    """The name of a module of which these are the globals; its file if it is a script or a recipe."""
+    name = module["__name__"]
+    return name if name != "__main__" and name.replace(".", "").isidentifier() else str(module.get("__file__", ""))
 
 
 __all__ = ["ATTENTIONS", "Attention", "Placement", "Placements", "Unavailable", "register_attention"]

@@ -7,7 +7,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from lma_torch.layers import SPATIAL_AXES
+from lma_torch.layers import SPATIAL_AXES, fits_timm
 from lma_torch.profiles import ProfileAttention
 
 __all__ = ["ECA", "GC", "SE", "SRM", "GSoP"]
@@ -39,6 +39,7 @@ def profile_conv(kernel_size: int, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(1, 1, (1, kernel_size), padding=(0, kernel_size // 2), bias=False, **options)
 
 
+@fits_timm
 class SE(ProfileAttention):
     """Squeeze-and-excitation (Hu, Shen, Sun, CVPR 2018): y = x * s(W2 relu(W1 mean(x) + b1) + b2)."""
 
@@ -59,6 +60,7 @@ class SE(ProfileAttention):
         return x * self.gates_of(self.pool(x))[0]
 
 
+@fits_timm
 class ECA(ProfileAttention):
     """Efficient channel attention (Wang et al., CVPR 2020): y = x * s(mean(x) correlated along the channels).
 
@@ -84,6 +86,7 @@ class ECA(ProfileAttention):
         return x * self.gates_of(self.pool(x))[0]
 
 
+@fits_timm
 class SRM(nn.Module):
     """Style-based recalibration (Lee, Kim, Nam, ICCV 2019): y = x * s(BN(w1 mean(x) + w2 std(x))), w = 0 at first."""
 
@@ -99,6 +102,7 @@ class SRM(nn.Module):
         return x * weights[:, :, None, None]
 
 
+@fits_timm
 class GC(nn.Module):
     """Global context (Cao et al., ICCV workshops 2019): y = x + W2 relu(LN(W1 sum(a x) + b1)) + b2, W2 = 0 at first.
 
@@ -123,6 +127,7 @@ class GC(nn.Module):
         return x + self.fc2(self.relu(self.norm(self.fc1(context))))[:, :, None, None]
 
 
+@fits_timm
 class GSoP(nn.Module):
     """Global second-order pooling (Gao et al., CVPR 2019): a weight a channel from the covariance of the channels.
 

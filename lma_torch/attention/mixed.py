@@ -7,7 +7,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from lma_torch.attention.channel import profile_conv, squeezed, std
-from lma_torch.layers import SPATIAL_AXES
+from lma_torch.layers import SPATIAL_AXES, fits_timm
 from lma_torch.lma import kernel_size_for
 from lma_torch.profiles import ProfileAttention
 
@@ -25,6 +25,7 @@ def groups_for(channels: int, *, largest: int = 64, parts: int = 1) -> int:
     return next(groups for groups in range(largest, 0, -1) if channels % (groups * parts) == 0)
 
 
+@fits_timm
 class CBAM(nn.Module):
     """Convolutional block attention (Woo et al., ECCV 2018): first over channels, then over pixels.
 
@@ -54,6 +55,7 @@ def pooled(x: Tensor, dim: int) -> Tensor:
     return torch.stack([x.amax(dim), x.mean(dim)], 1)
 
 
+@fits_timm
 class BAM(nn.Module):
     """Bottleneck attention (Park et al., BMVC 2018): y = x * (1 + s(c * p)), c of the channels, p of the pixels.
 
@@ -83,6 +85,7 @@ class BAM(nn.Module):
         return x * (1 + (channels * pixels).sigmoid())
 
 
+@fits_timm
 class TA(nn.Module):
     """Triplet attention (Misra et al., WACV 2021): the mean of three gated maps, each gate seen along one axis.
 
@@ -110,6 +113,7 @@ class TA(nn.Module):
         return x * ((gate_h + gate_w + gate_c) / 3)
 
 
+@fits_timm
 class SA(nn.Module):
     """Shuffle attention (Zhang, Yang, ICASSP 2021): in each of G groups, half of the channels is gated by its mean and
     half by its normalised map; then the channels are shuffled.
@@ -142,6 +146,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x * weight[:, None, None] + bias[:, None, None]
 
 
+@fits_timm
 class CA(ProfileAttention):
     """Coordinate attention (Hou, Zhou, Feng, CVPR 2021): y = x * g_w * g_h, both gates of one bottleneck over the
     profiles of the rows and of the columns.
@@ -166,6 +171,7 @@ class CA(ProfileAttention):
         return self.conv_h(rows).sigmoid(), self.conv_w(columns).sigmoid().mT
 
 
+@fits_timm
 class SGE(nn.Module):
     """Spatial group-wise enhance (Li, Hu, Yang, 2019): in each of G groups, the pixels are gated by their likeness to
     the group's mean, normalised over the map.
@@ -187,6 +193,7 @@ class SGE(nn.Module):
         return (grouped * affine(normalised, self.weight, self.bias).sigmoid()[:, :, None]).reshape(x.shape)
 
 
+@fits_timm
 class MCA(nn.Module):
     """Multidimensional collaborative attention (Yu et al., 2023): the mean of three gated maps, one for each of the
     axes C, H and W, whose profiles weigh mean and standard deviation over the other two.
@@ -212,6 +219,7 @@ class MCA(nn.Module):
         return conv(profile.flatten(1)[:, None, None]).sigmoid().reshape(profile.shape)
 
 
+@fits_timm
 class SimAM(nn.Module):
     """SimAM (Yang et al., ICML 2021): y = x * s(d / (4 (v + 1e-4)) + 1/2), d = (x - mean)^2, v its sum / (HW - 1).
 

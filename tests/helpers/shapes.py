@@ -3,11 +3,11 @@
 from functools import cache
 from unittest import mock
 
-import torch
 from flax import nnx
 
 import lma_jax
 import lma_torch
+from lma_torch.layers import Network
 
 
 def backbone_options(name: str) -> dict:
@@ -33,6 +33,6 @@ def jax_shapes(name: str, **options) -> nnx.Module:
     return nnx.clone(_traced_model(name, tuple(options.items())))
 
 
-def torch_shapes(name: str, **options) -> torch.nn.Module:
+def torch_shapes(name: str, **options) -> Network:
     """A lma_torch network on the meta device."""
     return lma_torch.create_model(name, device="meta", **options)
