@@ -48,7 +48,8 @@ def to_jax(state_dict: Mapping[str, torch.Tensor], jax_model: Model) -> Model:
         ValueError: entries are missing, unexpected or of another shape; all are named.
         UserError: it is no state_dict, or a layer has two names.
     """
-    return from_state_dict(jax_model, {key: to_array(tensor) for key, tensor in unwrap(state_dict).items()})
+    own = unwrap(state_dict) if state_dict else {}  # some modules have no weights
+    return from_state_dict(jax_model, {key: to_array(tensor) for key, tensor in own.items()})
 
 
 def position_of(model: nnx.Module) -> str:

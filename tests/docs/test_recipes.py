@@ -20,6 +20,7 @@ from lma_jax.checkpoint.format import Checkpoint, Metadata, to_arrays
 from lma_jax.definition import split
 from tests.helpers.commands import ROOT
 from tests.helpers.pairs import register_resnet10
+from tests.helpers.published import BACKBONES_AND_LMA
 
 pytestmark = pytest.mark.deep
 
@@ -107,6 +108,19 @@ def test_lma_works_within_a_linen_module():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-2), gradients, expected)
 
 
+def test_timm_loads_the_weights():
+    pytest.importorskip("timm", exc_type=ImportError)
+    names = recipe("Weights for timm and torchvision")
+    expected = convert.to_torch(names["jax_model"], names="timm")
+    assert all(torch.equal(value, expected[key]) for key, value in names["model"].state_dict().items())
+
+
+def test_plain_ptflops_counts_as_table_1():
+    pytest.importorskip("ptflops")
+    names = recipe("Counting with ptflops")
+    assert (names["parameters"], names["macs"]) == BACKBONES_AND_LMA["resnet18_lma"][:2]
+
+
 def test_pytorch_grad_cam_draws_the_same_maps():
     pytest.importorskip("pytorch_grad_cam", exc_type=ImportError)
     names = recipe("Grad-CAM++ in PyTorch")
@@ -131,4 +145,4 @@ def test_the_backbone_of_a_detector_moves_to_jax(tmp_path, monkeypatch):
 
 
 def test_every_recipe_is_tested():
-    assert len(TITLES) == 7
+    assert len(TITLES) == 9
