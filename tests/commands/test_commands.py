@@ -61,7 +61,7 @@ def test_training_writes_metrics_events_and_pictures(workdir):
     with Image.open(workdir / "curves.png") as picture:
         assert picture.width > picture.height > 300
     with Image.open(workdir / "examples.png") as picture:
-        assert picture.size == (480, 60)
+        assert picture.size == (8 * 68, 81)
 
 
 def test_evaluation_agrees_with_the_last_one_of_training(workdir):
