@@ -6,7 +6,8 @@ The runs are of one process and of two, save between evaluations, and some decod
 signals (kill, term, hup, interrupt; stop is SIGSTOP and SIGCONT), a full disk, a closed output, a killed data worker,
 and a second run on the same workdir. A fault may fall into start-up, reading, a training step, an evaluation or a save.
 Exits with 1 if a run differs from the undisturbed one, prints a traceback, ends with another code than it should, or
-leaves a process, a temporary file or a checkpoint too many behind.
+leaves a process, a temporary file or a checkpoint too many behind. A run takes half a gigabyte of disk for its time;
+those that failed stay.
 """
 
 import random
@@ -45,6 +46,8 @@ def main() -> None:
                 problems += fault_matrix.differences(workdir, reference, rows_may_lack=lacks)
                 print(f"{processes} process(es), {how}: {problems[:3] or 'identical'}", flush=True)
                 failed.append(bool(problems))
+                if not problems:
+                    shutil.rmtree(workdir)
     print(f"{sum(failed)} of {len(failed)} failed{f'; see {root}' if any(failed) else ''}")
     if not any(failed):
         shutil.rmtree(root)

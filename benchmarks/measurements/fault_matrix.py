@@ -119,7 +119,9 @@ class Run:
         return [
             int(pid)
             for pid, session, args in listing
-            if int(session) in own and int(pid) not in own and "resource_tracker" not in args
+            if int(session) in own
+            and int(pid) not in own
+            and "import main" not in args  # which starts the tracker of shared memory
         ]
 
     def orphans(self) -> list[str]:
