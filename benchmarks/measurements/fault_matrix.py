@@ -29,6 +29,8 @@ RECIPE = (
 # Saved every 2 steps as well, so that many faults fall into a save; a full disk is waited for for 3 seconds.
 SAVES = ("--config.save_every_steps=2", "--config.save_wait=0.05")
 TIMINGS = ("images_per_second", "data_wait")
+# In the arguments of the process that frees shared memory.
+TRACKER = "resource_tracker import main"
 LEFTOVERS = ("*tmp*", "*.replaced", ".writable*")
 # Seconds after which a run that should have ended counts as hung.
 LIMIT = 240
