@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lma_jax.registry import list_models
     from lma_jax.resnet import BasicBlock, Bottleneck, ResNet
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LMA",

@@ -11,7 +11,7 @@ from lma_torch.pyramid import FeaturePyramid, LastLevelMaxPool, LastLevelP6P7
 from lma_torch.registry import list_models
 from lma_torch.resnet import BasicBlock, Bottleneck, ResNet
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LMA",
