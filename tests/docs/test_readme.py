@@ -18,7 +18,8 @@ from tests.helpers.pairs import know_resnet10, register_resnet10
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-SHELL = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines() if line]
+SCRIPTS = [block.replace("\\\n", " ") for language, block in BLOCKS if language == "sh"]
+SHELL = [line for script in SCRIPTS for line in script.splitlines() if line]
 PYTHON = [block for language, block in BLOCKS if language == "python"]
 
 # What is given after the README's own arguments, and overrides them.
