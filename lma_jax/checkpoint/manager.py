@@ -161,9 +161,11 @@ class Checkpoints:
             UserError: the state could not be saved.
         """
         start, attempts = time.monotonic(), 0
-        while not self._agreed(self._is_saved):
-            if self._agreed(lambda: self._manager.busy):
-                continue
+        while True:
+            while self._agreed(self._is_writing):
+                pass
+            if self._agreed(self._is_saved):  # asked when nothing is being written, so that the answer stays true
+                return
             attempts += 1
             if self._agreed(lambda: time.monotonic() - start >= 60 * minutes):
                 raise self._given_up()
@@ -203,11 +205,13 @@ class Checkpoints:
         except Exception as error:  # nothing that a disk does ends a run
             self._fail(error)
 
-    def _is_saved(self) -> bool:
-        """Whether the last state is on disk, a moment from now."""
+    def _is_writing(self) -> bool:
+        """Whether a save is in progress a moment from now."""
         self._manager.join(TICK)
-        if self._manager.busy:
-            return False
+        return self._manager.busy
+
+    def _is_saved(self) -> bool:
+        """Whether the last state is on disk, once no save is in progress."""
         self._collect()
         return self._unsaved is None
 

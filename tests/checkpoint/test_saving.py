@@ -165,6 +165,28 @@ def test_a_workdir_that_is_deleted_is_a_failure_and_does_not_come_back(tmp_path,
     assert line.endswith("trying again for 0.002 minutes (config.save_wait)")
 
 
+def test_a_save_that_ends_just_after_it_was_seen_is_not_started_again(tmp_path, impatient, monkeypatch):
+    write, seen = writer.write, threading.Event()
+
+    def write_once_seen(*arguments):
+        seen.wait(10)
+        write(*arguments)
+
+    def busy_until_now(self):
+        was_busy = self._thread is not None and self._thread.is_alive()
+        if was_busy:
+            seen.set()
+            self._thread.join()
+        return was_busy
+
+    monkeypatch.setattr(writer, "write", write_once_seen)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(state(1), metadata())
+        monkeypatch.setattr(writer.SaveManager, "busy", property(busy_until_now))
+        finish(checkpoints)
+    assert load_checkpoint(tmp_path).step == 1
+
+
 def test_a_workdir_that_comes_back_in_time_receives_the_state(tmp_path, impatient):
     workdir, away = tmp_path / "run", tmp_path / "away"
     with Checkpoints(workdir, keep=2) as checkpoints:
