@@ -18,7 +18,6 @@ os.environ["JUPYTER_PATH"] = str(DOCS / "jupyter")
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ["PYTHONPATH"] = str(DOCS / "tutorials")
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # they compile much and compute little
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads would spin against those of XLA
 # One page trains what another one has trained: it finds the compiled program here.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(DOCS.parent / f".cache/docs-{metadata.version('jaxlib')}"))
@@ -32,7 +31,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 if not (DOCS / "results.md").exists():  # it comes with its experiments; the table of contents has its place
