@@ -3,9 +3,12 @@
 import inspect
 import os
 import sys
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+import nbclient
+from jupyter_cache.executors import utils as executors
 from sphinx.ext.autodoc.preserve_defaults import update_defvalue
 from sphinx.util.inspect import stringify_signature
 
@@ -41,7 +44,9 @@ nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
-nb_merge_streams = True
+nb_render_markdown_format = "myst"
+# MyST-NB itself would end a line wherever the pieces of a command's output meet.
+executors.executenb = partial(nbclient.execute, coalesce_streams=True)
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
