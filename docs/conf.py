@@ -3,9 +3,12 @@
 import inspect
 import os
 import sys
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+import nbclient
+from jupyter_cache.executors import utils as executors
 from sphinx.ext.autodoc.preserve_defaults import update_defvalue
 from sphinx.util.inspect import stringify_signature
 
@@ -18,7 +21,6 @@ os.environ["JUPYTER_PATH"] = str(DOCS / "jupyter")
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ["PYTHONPATH"] = str(DOCS / "tutorials")
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # they compile much and compute little
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads would spin against those of XLA
 # One page trains what another one has trained: it finds the compiled program here.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(DOCS.parent / f".cache/docs-{metadata.version('jaxlib')}"))
@@ -32,7 +34,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 if not (DOCS / "results.md").exists():  # it comes with its experiments; the table of contents has its place
@@ -43,7 +44,9 @@ nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
-nb_merge_streams = True
+nb_render_markdown_format = "myst"
+# MyST-NB itself would end a line wherever the pieces of a command's output meet.
+executors.executenb = partial(nbclient.execute, coalesce_streams=True)
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
