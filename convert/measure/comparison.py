@@ -44,8 +44,9 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether its last evaluation is at the end."""
-        return self.rows[-1]["epoch"] >= self.metadata.config.get("epochs", math.inf)
+        """Whether its last evaluation is at the end, less than a step from it."""
+        last = self.rows[-1]
+        return last["epoch"] * (1 + 1 / last["step"]) > self.metadata.config.get("epochs", math.inf)
 
     @property
     def setting(self) -> dict[str, str]:

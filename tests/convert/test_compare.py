@@ -17,7 +17,7 @@ from tests.helpers.commands import fail, run
 TOP1 = {"resnet18": (60.0, 62.0, 61.0), "resnet18_lma": (61.5, 62.5, 63.5), "resnet18_se": (59.0, 63.0)}
 
 
-def make_run(workdir: Path, model: str, *, seed: int, top1: float, epochs: float = 2.0, **values) -> Path:
+def make_run(workdir: Path, model: str, *, seed: int, top1: float, epochs: float = 1.96, **values) -> Path:
     config = cifar10.get_config(model)
     config.update(seed=seed, epochs=2.0, **values)
     metadata = Metadata(model, 10, None, json.loads(json.dumps(config.to_dict())))
