@@ -96,9 +96,9 @@ def draw_comparison(path: Path, groups: Sequence[Group], baseline: Group) -> Non
         scores.plot(last, [one.label] * len(last), "o", color=colour, markerfacecolor="none")
         scores.plot(mean(last), one.label, "d", color=colour)
     scores.axvline(mean(baseline.scores().values()), color="grey", linewidth=0.8)
-    scores.set(xlabel="top-1 of the last evaluation (%): each run, and the mean (diamond)")
+    scores.set(xlabel="top-1 of the last evaluation (%)", title="each run, and the mean (diamond)")
     scores.invert_yaxis()
-    curves.set(xlabel="epoch", ylabel="validation top-1 (%): mean and range over the seeds")
+    curves.set(xlabel="epoch", ylabel="validation top-1 (%)", title="mean and range over the seeds")
     curves.legend(fontsize=8)
     for axes in (curves, scores):
         axes.tick_params(labelsize=8)
