@@ -10,6 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_a_folder_is_the_same_network_in_both_frameworks(writer, pair, tmp_path)
         )
     expected = torch_model.state_dict()
     loaded = lma_torch.from_pretrained(tmp_path / "hub")
-    again = lma_jax.from_pretrained(tmp_path / "hub", rngs=nnx.Rngs(0))
+    again: Any = lma_jax.from_pretrained(tmp_path / "hub", rngs=nnx.Rngs(0))
     assert dict(loaded.options) == dict(again.options) == OPTIONS
     assert not loaded.training
     assert again.bn1.use_running_average
@@ -82,7 +83,7 @@ def test_a_folder_is_fitted_to_other_classes_and_images(pair, tmp_path):
     lma_torch.save_pretrained(pair[1], tmp_path)
     model = lma_torch.from_pretrained(tmp_path, num_classes=5, in_chans=1)
     assert model(torch.zeros(1, 1, 16, 16)).shape == (1, 5)
-    same = lma_torch.create_model("resnet10_lma", weights=tmp_path)
+    same: Any = lma_torch.create_model("resnet10_lma", weights=tmp_path)
     assert same.training
     assert torch.equal(same.fc.weight, pair[1].fc.weight)
     assert not (tmp_path / "labels.txt").exists()
@@ -244,7 +245,8 @@ def test_what_cannot_be_loaded_is_not_saved(pair, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert (foreign / "README.md").read_text() == "mine"
     lma_torch.save_pretrained(by_class, foreign, name="resnet10", force=True)
-    assert torch.equal(lma_torch.from_pretrained(foreign).conv1.weight, by_class.conv1.weight)
+    loaded: Any = lma_torch.from_pretrained(foreign)
+    assert torch.equal(loaded.conv1.weight, by_class.conv1.weight)
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +289,7 @@ def test_a_run_becomes_a_folder_with_a_model_card_whose_code_runs(workdir, tmp_p
         names: dict = {}
         exec(compile(code, "README.md", "exec"), names)
         logits.append(np.asarray(names["logits"].tolist()))
-    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5 * np.abs(logits[0]).max())
+    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-5 * np.abs(logits[0]).max())
     assert logits[0].shape == (1, 3)
 
 
@@ -302,7 +304,7 @@ def test_the_command_refuses_in_one_line(workdir, tmp_path):
 
 def test_the_hub_is_asked_for_what_is_no_folder_and_says_in_one_line_why_not(folder, monkeypatch, tmp_path):
     (folder / "config.json").write_text(json.dumps(GOOD))
-    asked = []
+    asked: list[Any] = []
 
     def download(*repository, **options):
         asked.append((repository, options["revision"]))
