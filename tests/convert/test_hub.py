@@ -27,6 +27,7 @@ from lma_jax.checkpoint.format import Checkpoint, Metadata
 from lma_jax.checkpoint.manager import save_weights
 from lma_jax.errors import UserError, one_line
 from lma_jax.hub_folder import FILES, config, crop_share, describe
+from lma_jax.naming import to_names
 from lma_jax.preprocessing import IMAGENET, Preprocessing
 from lma_jax.recipes import load
 from lma_jax.weight_files import read_weights
@@ -122,7 +123,8 @@ FOR_BOTH = {
 def configured(name: str, **options) -> dict:
     model = lma_torch.create_model(name, num_classes=3, device="meta", **options)
     known = describe(model, name=name, options=dict(model.options), class_names=NAMES, preprocessing=None)
-    return config(known, model.state_dict())
+    weights = model.state_dict()
+    return config(known, to_names(weights, "timm", position="") if known.timm_name else weights)
 
 
 def test_config_says_what_timm_and_transformers_read_and_names_only_what_they_have():
@@ -130,11 +132,15 @@ def test_config_says_what_timm_and_transformers_read_and_names_only_what_they_ha
     gray = configured("resnet18", drop_path=0.1, in_chans=1)
     assert gray["architecture"] == "resnet18"
     assert gray["pretrained_cfg"]["input_size"] == [1, 224, 224]
-    for name, options in (("resnet18_lma", {}), ("resnet18", {"width": 8}), ("mobilenetv2", {})):
+    for name, options in (("resnet18_lma", {}), ("resnet18", {"width": 8}), ("mobilenetv2", {"width_mult": 0.1})):
         found = configured(name, **options)
         assert (found["architecture"], found["model_type"]) == (name, "lma")
     assert found["pretrained_cfg"]["first_conv"] == "features.0.0"
     assert found["pretrained_cfg"]["classifier"] == "classifier.1"
+    found = configured("mobilenetv2", width_mult=0.35)
+    assert found["architecture"] == "mobilenetv2_035"
+    assert found["pretrained_cfg"]["first_conv"] == "conv_stem"
+    assert found["pretrained_cfg"]["classifier"] == "classifier"
 
 
 def test_timm_resizes_images_to_the_same_size():
@@ -143,9 +149,21 @@ def test_timm_resizes_images_to_the_same_size():
             assert math.floor(size / crop_share(Preprocessing(size, resized, IMAGENET.mean, IMAGENET.std))) == resized
 
 
-def test_timm_loads_a_plain_resnet(tmp_path):
+def test_a_folder_in_timms_names_is_read_as_well_as_one_that_timm_wrote(tmp_path):
+    model = lma_torch.create_model("mobilenetv2", num_classes=3, width_mult=0.35).eval()
+    lma_torch.save_pretrained(model, tmp_path)
+    theirs = {"architecture": "mobilenetv2_035", "num_classes": 3, "pretrained_cfg": {"num_classes": 3}}
+    for _ in range(2):
+        assert torch.equal(
+            lma_torch.from_pretrained(tmp_path)(torch.ones(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32))
+        )
+        (tmp_path / "config.json").write_text(json.dumps(theirs))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
+def test_timm_loads_a_plain_network(name, tmp_path):
     timm = pytest.importorskip("timm", exc_type=ImportError)
-    model = lma_torch.create_model("resnet18", num_classes=3).double().eval()
+    model = lma_torch.create_model(name, num_classes=3).double().eval()
     model.load_state_dict(golden_weights(model))
     lma_torch.save_pretrained(model, tmp_path, class_names=NAMES)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=False).double().eval()
