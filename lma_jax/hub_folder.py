@@ -1,7 +1,7 @@
 """The folder that the Hugging Face Hub calls a model, for both frameworks. It imports neither.
 
 config.json          the network, in the names of this project, and what timm and transformers read of it
-model.safetensors    the weights by PyTorch's names, with metadata and a digest
+model.safetensors    the weights, with metadata and a digest, by timm's names if it has the network
 README.md            the model card
 labels.txt           a class name a line, where they are known
 curves.png           the training curves, where there was a run
@@ -22,6 +22,7 @@ import numpy as np
 
 from lma_jax import files
 from lma_jax.errors import UserError, one_line, require_packages
+from lma_jax.naming import to_names
 from lma_jax.preprocessing import IMAGENET, Preprocessing
 from lma_jax.pretrained import HEADS, HUB_WEIGHTS, INPUTS
 from lma_jax.weight_files import LONGEST_NAME, write_weights
@@ -32,8 +33,13 @@ FILES = (CONFIG, HUB_WEIGHTS, CARD, LABELS, CURVES)
 CONFIG_LIMIT = 2**24
 # A repository of the hub, and one of its revisions.
 REPOSITORY = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
-# The options that change nothing in evaluation.
-TRAINING_OPTIONS = {"drop_path", "zero_init_residual"}
+# What timm calls the plain networks that it has, and their widths.
+TIMM_NAMES = {
+    **{(f"resnet{depth}", None): f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
+    **{("mobilenetv2", percent / 100): f"mobilenetv2_{percent:03}" for percent in (35, 50, 75, 100, 140)},
+}
+# The options that timm has as well, or that change nothing in evaluation.
+TIMM_OPTIONS = {"width_mult", "in_chans", "drop_path", "zero_init_residual", "dropout"}
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,9 @@ class Description(Recorded):
 
     @property
     def timm_name(self) -> str | None:
-        """What timm calls the network, if it has it with the same names of the weights."""
-        plain = re.fullmatch(r"resnet(18|34|50|101|152)", self.model)
-        return self.model if plain and self.options.keys() <= TRAINING_OPTIONS | {"in_chans"} else None
+        """What timm calls the network, if it has it."""
+        width = self.options.get("width_mult", 1.0) if self.model == "mobilenetv2" else None
+        return TIMM_NAMES.get((self.model, width)) if self.options.keys() <= TIMM_OPTIONS else None
 
     @property
     def in_chans(self) -> int:
@@ -129,7 +135,7 @@ def write_folder(
     Args:
         folder: it is created if it is missing.
         description: the network.
-        state_dict: its weights by PyTorch's names.
+        state_dict: its weights by the names of this project.
         metadata: further metadata of the weights, which JSON can hold.
         card: the model card.
         curves: a PNG picture of the training curves.
@@ -139,6 +145,8 @@ def write_folder(
         UserError: the folder holds other files or cannot be written.
     """
     require_own(folder, force=force)
+    if description.timm_name:
+        state_dict = to_names(state_dict, "timm", position="")
     names = description.class_names
     labels = None if names is None else labels_text(names)
     described = {
@@ -164,11 +172,12 @@ def labels_text(class_names: Sequence[str]) -> str:
 
 
 def config(description: Description, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json holds."""
+    """What config.json holds of a network with these weights, by the names in the folder."""
     own, timm_name, names = description, description.timm_name, description.class_names
     size = own.preprocessing.image_size
     first_conv, classifier = (
-        next((key.rpartition(".")[0] for key in keys if key in state_dict), None) for keys in (INPUTS, HEADS)
+        next((key.rpartition(".")[0] for key in keys if key in state_dict), None)
+        for keys in ((*INPUTS, "conv_stem.weight"), (*HEADS, "classifier.bias"))
     )
     pretrained = {
         "input_size": [own.in_chans, size, size],
@@ -264,7 +273,10 @@ def read_config(folder: Path) -> Recorded:
 
 
 def _recorded(content: Mapping[str, Any]) -> Recorded:
-    model, options = content.get("model", content.get("architecture")), content.get("model_options", {})
+    if "model" in content:
+        model, options = content["model"], content.get("model_options", {})
+    else:
+        model, options = _from_timm(content.get("architecture"))
     num_classes = content.get("num_classes")
     if not isinstance(model, str) or len(model) > LONGEST_NAME:
         raise ValueError(f"it names no network, model is {model!r:.80}")
@@ -273,6 +285,14 @@ def _recorded(content: Mapping[str, Any]) -> Recorded:
     if not isinstance(options, dict) or not all(isinstance(value, str | int | float) for value in options.values()):
         raise ValueError(f"model_options must be a mapping to strings and numbers, got {options!r:.80}")
     return Recorded(model, options, num_classes)
+
+
+def _from_timm(architecture: Any) -> tuple[Any, dict[str, Any]]:
+    """The name and the options of a network that timm has; another name stays as it is."""
+    for (model, width), name in TIMM_NAMES.items():
+        if name == architecture:
+            return model, {} if width is None else {"width_mult": width}
+    return architecture, {}
 
 
 def _is_own(path: Path) -> bool:

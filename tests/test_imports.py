@@ -8,7 +8,7 @@ pytestmark = pytest.mark.process
 
 COMMANDS = (
     *("lma_jax.train", "lma_jax.evaluate", "lma_jax.gradcam", "lma_jax.data.prepare"),
-    *("convert.to_torch", "convert.to_jax", "convert.to_stablehlo", "convert.verify"),
+    *("convert.to_torch", "convert.to_jax", "convert.to_stablehlo", "convert.to_hub", "convert.verify"),
     *("convert.flops", "convert.fps", "convert.table1"),
 )
 
@@ -37,7 +37,7 @@ def modules_after(statement: str) -> set[str]:
             {"torch", "tensorflow", "matplotlib", "orbax", "grain", "tensorflow_datasets", "PIL", "safetensors"},
         ),
         ("import lma_torch\n" + OFFERS.format("lma_torch"), {"jax", "flax", "tensorflow", "matplotlib"}),
-        ("import lma_jax.preprocessing", {"PIL", "simplejpeg", "cykooz_resizer", "torch"}),
+        ("import lma_jax.preprocessing, lma_jax.hub_folder", {"jax", "PIL", "simplejpeg", "cykooz_resizer", "torch"}),
         (
             "import convert\n" + OFFERS.format("convert"),
             {"orbax", "grain", "tensorflow", "tensorflow_datasets", "matplotlib", "PIL"},

@@ -106,5 +106,5 @@ def test_ports_and_ranks_have_bounds():
 def test_every_command_with_outputs_checks_them():
     commands = [*ROOT.glob("convert/*.py"), ROOT / "lma_jax/gradcam.py"]
     writing = [path for path in commands if "cli.run(" in path.read_text() and path.stem != "to_jax"]
-    assert len(writing) == 7
+    assert len(writing) == 9
     assert all("cli.define_force()" in path.read_text() and "require_outputs(" in path.read_text() for path in writing)

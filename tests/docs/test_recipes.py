@@ -130,6 +130,17 @@ def test_pytorch_grad_cam_draws_the_same_maps():
     np.testing.assert_allclose(maps, names["maps"], atol=1e-4)
 
 
+def test_a_folder_of_the_hub_carries_a_network_to_jax(tmp_path, monkeypatch):
+    register_resnet10(monkeypatch)
+    for registry in (lma_jax.registry, lma_torch.registry):
+        monkeypatch.setitem(registry.BACKBONES, "resnet18", registry.BACKBONES["resnet10"])
+    monkeypatch.chdir(tmp_path)
+    names = recipe("Hugging Face Hub")
+    returned = convert.to_torch(names["model"])
+    assert all(torch.equal(returned[name], value) for name, value in names["trained"].state_dict().items())
+    assert names["finer"].num_classes == 20
+
+
 def test_the_backbone_of_a_detector_moves_to_jax(tmp_path, monkeypatch):
     register_resnet10(monkeypatch)
     for registry in (lma_jax.registry, lma_torch.registry):
@@ -145,4 +156,4 @@ def test_the_backbone_of_a_detector_moves_to_jax(tmp_path, monkeypatch):
 
 
 def test_every_recipe_is_tested():
-    assert len(TITLES) == 9
+    assert len(TITLES) == 10
