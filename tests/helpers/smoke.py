@@ -19,7 +19,7 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 TRAIN = ("lma_jax.train", "--config=digits", "--config.model=resnet10_lma", "--workdir=run", *SHORT)
 COMMANDS = [
-    (*TRAIN, "--config.epochs=0.0334", "--config.decay_epochs=(0.02,)"),
+    (*TRAIN, "--config.epochs=0.0334"),
     (*TRAIN, "--change_config"),
     ("lma_jax.evaluate", "--checkpoint=run"),
     ("lma_jax.gradcam", "--checkpoint=run", "--image=run/examples.png", "--output=cam.png"),
