@@ -34,7 +34,7 @@ CONFIG_LIMIT = 2**24
 # A repository of the hub, and one of its revisions.
 REPOSITORY = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 # What timm calls the plain networks that it has, and their widths.
-TIMM_NAMES = {
+TIMM_NAMES: dict[tuple[str, float | None], str] = {
     **{(f"resnet{depth}", None): f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
     **{("mobilenetv2", percent / 100): f"mobilenetv2_{percent:03}" for percent in (35, 50, 75, 100, 140)},
 }
