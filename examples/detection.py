@@ -20,15 +20,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.io import write_png
-from torchvision.models.detection import FasterRCNN, RetinaNet
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, box_iou
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
-from torchvision.utils import draw_bounding_boxes, make_grid
 
 import lma_torch
 from drawings import CLASSES, Drawing, draw
 from lma_jax.errors import UserError
+
+try:
+    from torchvision.io import write_png
+    from torchvision.models.detection import FasterRCNN, RetinaNet
+    from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, box_iou
+    from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+    from torchvision.utils import draw_bounding_boxes, make_grid
+except ImportError as error:
+    raise SystemExit(f"error: the package torchvision is missing: pip install torchvision ({error})") from error
 
 CHANNELS = 256  # of the pyramid
 Detections = dict[str, Tensor]  # boxes (n, 4), labels (n,) from 1, scores (n,)
