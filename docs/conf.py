@@ -62,6 +62,7 @@ html_title = f"LMA {release}"
 html_static_path = ["static"]
 html_css_files = ["lma.css"]
 html_copy_source = False
+html_use_index = False  # the search finds names
 html_theme_options = {
     "navbar_persistent": [],  # the search is in the sidebar
     "show_navbar_depth": 1,

@@ -19,11 +19,12 @@ def write_tiles(folder: str, *, train: int = 128, val: int = 32) -> None:
     for name, photograph in CLASSES.items():
         pixels = load_sample_image(photograph)
         border = pixels.shape[1] * 2 // 3
-        for split, half, count in (("train", pixels[:, :border], train), ("val", pixels[:, border:], val)):
+        parts = {"train": (pixels[:, :border], train), "val": (pixels[:, border:], val)}
+        for split, (part, count) in parts.items():
             Path(folder, split, name).mkdir(parents=True)
             for number in range(count // len(CLASSES)):
-                top, left = (int(rng.integers(side - TILE)) for side in half.shape[:2])
-                tile = Image.fromarray(half[top : top + TILE, left : left + TILE])
+                top, left = (rng.integers(side - TILE) for side in part.shape[:2])
+                tile = Image.fromarray(part[top : top + TILE, left : left + TILE])
                 tile.save(Path(folder, split, name, f"{number:03}.jpg"), quality=95)
 
 
