@@ -126,8 +126,8 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     """Pillow's bilinear resize with antialiasing from (height, width, 3) to (size, size, 3), several times as fast.
 
     Both resize in two passes, in the order that Pillow 13 picks by cost, and round to eight bits after each pass.
-    Pillow's weights have 22 bits and these have 16: of 1,000 values, 3 differ, by one grey level. The result is the
-    same on every processor.
+    Pillow's weights have 22 bits and these have 16: of 1,000 values, 2 to 3 differ by one grey level, and 2 of the 30
+    million of 200 files of ImageNet by two. The result is the same on every processor.
     """
     height, width, _ = pixels.shape
     tall = height > max(size, 2 * width - size)
