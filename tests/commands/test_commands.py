@@ -109,7 +109,7 @@ def test_verification_fails_where_one_weight_differs(workdir, tmp_path):
     assert code == 1
     assert output.count("the first that failed is layer4.0.attention\n") == 2
     failed = [row["layer"] for row in json.loads(rows.read_text()) if not row["passed"]]
-    assert failed == 2 * ["layer4.0.attention", "layer4.0", "layer4", "fc", "logits"]
+    assert failed == 2 * ["layer4.0.attention", "layer4.0.drop_path", "layer4.0", "layer4", "fc", "logits"]
     assert errors == "error: the two frameworks do not compute the same\n"
 
 
@@ -240,9 +240,10 @@ def test_help_shows_the_command_and_its_options(module, options):
 
 
 def test_resnet18_from_end_to_end(tmp_path):
-    """What `make demo` does, in twelve steps: train, export, verify, evaluate."""
+    """What `make demo` does, in twelve steps and narrow: train, export, verify, evaluate."""
     workdir, weights = tmp_path / "run", tmp_path / "resnet18_lma.safetensors"
-    commands.run("lma_jax.train", *TINY, "--config.epochs=0.0668", f"--workdir={workdir}")
+    short = ("--config.epochs=0.0668", "--config.width=8")
+    commands.run("lma_jax.train", *TINY, *short, f"--workdir={workdir}")
     output = commands.run("convert.to_torch", f"--checkpoint={workdir}", f"--output={weights}")
     assert "64 layers and the logits" in output
     output = commands.run("convert.verify", f"--checkpoint={workdir}", f"--weights={weights}")
