@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Does LMA help? Plain, LMA, SE, ECA and CBAM by one recipe and in one order of the data, three seeds each, on CIFAR-10.
+#
+#     examples/compare_cifar10.sh <folder of train/<class>/*.jpg and val/<class>/*.jpg> [<folder for the runs>]
+#
+# 15 runs of 10 to 15 minutes of a CPU core; with JOBS=2, two at a time. Started again, it goes on where it was.
+set -euo pipefail
+
+export images runs
+images=$(realpath "$1")
+runs=${2:-runs/compare}
+mkdir -p "$runs"
+
+train() {
+    python -m lma_jax.train --config "cifar10:$1" --config.data_dir="$images" --config.seed="$2" --workdir "$runs/$1-$2" \
+        > "$runs/$1-$2.log" 2>&1 && tail -n 1 "$runs/$1-$2.log"
+}
+export -f train
+
+for seed in 0 1 2; do
+    for model in resnet18 resnet18_lma resnet18_se resnet18_eca resnet18_cbam; do
+        echo "$model $seed"
+    done
+done | xargs -n 2 -P "${JOBS:-1}" bash -c 'train "$0" "$1"'
+
+python -m convert.compare "$runs"/*-[0-2] --markdown "$runs/table.md" --csv "$runs/metrics.csv" --plot "$runs/comparison.png"
