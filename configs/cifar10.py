@@ -2,7 +2,8 @@
 
     python -m lma_jax.train --config configs/cifar10.py --config.data_dir=<folder that holds train/ and val/>
 
-ResNets have the stem for small images and an eighth of the usual width.
+ResNets have the stem for small images and an eighth of the usual width. After 5 epochs, a quarter of an hour of one CPU
+core, resnet18 reached 74.08 % top-1 and resnet18_lma 71.18 % with seed 0; docs/results.md says what that does not show.
 """
 
 from ml_collections import ConfigDict
