@@ -25,7 +25,7 @@ def main() -> None:
     from convert.export.verified import verified_pair
     from lma_jax.checkpoint.format import load_checkpoint
     from lma_jax.hub_folder import CONFIG, require_own
-    from lma_jax.overwriting import Kind, require_outputs
+    from lma_jax.overwriting import ANY, require_outputs
 
     options = flags.FLAGS
     output = Path(options.output)
@@ -33,7 +33,7 @@ def main() -> None:
         require_repository(options.repo)
     require_own(output, force=options.force)
     inputs = [Path(options.checkpoint, "checkpoints")]
-    require_outputs({"output": (output / CONFIG, Kind(holds=()))}, inputs=inputs, force=options.force)
+    require_outputs({"output": (output / CONFIG, ANY)}, inputs=inputs, force=options.force)
     checkpoint = load_checkpoint(options.checkpoint, options.step)
     pair = verified_pair(checkpoint, source=options.checkpoint)
     described = dict(repo=options.repo, license_id=options.license, force=options.force)

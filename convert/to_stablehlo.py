@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from lma_jax import cli
-from lma_jax.overwriting import require_outputs
+from lma_jax.overwriting import ANY, require_outputs
 
 
 def define_flags() -> None:
@@ -22,7 +22,7 @@ def define_flags() -> None:
 
 def main() -> None:
     from convert.export import EXPORT, export, format_of
-    from convert.export.labels import ANY, export_labels
+    from convert.export.labels import export_labels
     from convert.export.verified import verified_pair
     from lma_jax.checkpoint.format import load_checkpoint
 

@@ -11,7 +11,7 @@ from absl import flags
 
 from lma_jax import cli
 from lma_jax.naming import NAMES
-from lma_jax.overwriting import require_outputs
+from lma_jax.overwriting import ANY, require_outputs
 
 
 def define_flags() -> None:
@@ -32,7 +32,7 @@ def define_flags() -> None:
 
 def main() -> None:
     from convert.export import EXPORT, export, format_of
-    from convert.export.labels import ANY, export_labels
+    from convert.export.labels import export_labels
     from convert.export.momentum import MOMENTUM, export_momentum
     from convert.export.verified import verified_pair
     from lma_jax.checkpoint.format import load_checkpoint

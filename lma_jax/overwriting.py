@@ -21,6 +21,10 @@ class Kind(NamedTuple):
     lacks: tuple[str, ...] = ()
 
 
+# Any file, for outputs that the command tells from others by itself.
+ANY = Kind(holds=())
+
+
 def require_outputs(
     outputs: Mapping[str, tuple[str | Path | None, Kind]],
     *,

@@ -1,9 +1,10 @@
 """The recipes of this package, which commands find by name from any folder, and from which a user's own one starts."""
 
+import json
 import re
 import runpy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lma_jax.errors import UserError, nearest
 
@@ -24,6 +25,11 @@ def load(recipe: str) -> "ConfigDict":
     """
     path, colon, argument = find(recipe).partition(":")
     return runpy.run_path(path)["get_config"](*[argument] if colon else [])
+
+
+def defaults() -> dict[str, Any]:
+    """The values of the recipe `common` as JSON gives them back: those of keys that a saved config did not have yet."""
+    return json.loads(json.dumps(load("common").to_dict()))
 
 
 def find(recipe: str) -> str:

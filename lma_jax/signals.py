@@ -10,11 +10,13 @@ INTERRUPTED = 75
 # Ctrl-C, a scheduler, and a terminal that was closed.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
+# The one that some systems lack and nohup turns off, and that multiprocessing does not ignore as it does the others.
+HANGUP = {*STOPPING} - {signal.SIGINT, signal.SIGTERM}
+
 
 def heeded() -> list[signal.Signals]:
     """The signals that stop this run: SIGHUP does not under nohup."""
-    optional = {*STOPPING} - {signal.SIGINT, signal.SIGTERM}
-    return [number for number in STOPPING if number not in optional or signal.getsignal(number) != signal.SIG_IGN]
+    return [number for number in STOPPING if number not in HANGUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def exit_on_signals() -> None:

@@ -96,8 +96,7 @@ def require_options(backbone: str, options: Iterable[str]) -> None:
 
 
 def recorded_options(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options RECORDED of the network `name` among `values`, such as the metadata of an export, that are not the
-    default.
+    """The options RECORDED of the network `name` among `values`, such as a training config, that are not the default.
 
     Those that its backbone does not have are left out.
 

@@ -121,9 +121,7 @@ class Run:
         return [
             int(pid)
             for pid, session, args in listing
-            if int(session) in own
-            and int(pid) not in own
-            and "import main" not in args  # which starts the tracker of shared memory
+            if int(session) in own and int(pid) not in own and TRACKER not in args
         ]
 
     def orphans(self) -> list[str]:

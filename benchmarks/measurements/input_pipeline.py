@@ -217,7 +217,7 @@ def costs(files: list[bytes]) -> dict[str, dict[str, float]]:
 
 
 def loader_memory(files: list[bytes], *, threads: int, batch_size: int) -> dict[str, float]:
-    """Memory of a loader in a process of its own, in MB: its peak above that of the process before, and per thread."""
+    """Memory of a loader in a process of its own, in MB: its peak above that of the process before, and a batch's."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         above = pool.apply(_peak_above, (files, threads, batch_size))
     batch = batch_size * AUGMENTATION.image_size**2 * 3 / 1e6

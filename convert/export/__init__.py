@@ -36,7 +36,7 @@ FORMATS = {
     ".pth": Format(weights.write, "torch", is_program=False),
     ".pt2": Format(torch_program.write, "torch", is_program=True),
     ".onnx": Format(onnx.write, "torch", is_program=True, packages=("onnx", "onnxruntime", "onnxscript")),
-    ".stablehlo": Format(stablehlo.write, "jax", is_program=True),
+    ".stablehlo": Format(stablehlo.write, "jax", is_program=True, packages=("torch", "flatbuffers")),
 }
 
 # The metadata of every format have the summary of the verification.

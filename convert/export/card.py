@@ -9,7 +9,7 @@ from convert.measure.size import size_of
 from lma_jax.checkpoint.format import Checkpoint, Metadata
 from lma_jax.hub_folder import CURVES, Description
 from lma_jax.model_card import model_card, table
-from lma_jax.recipes import load
+from lma_jax.recipes import defaults
 
 SCORES = {"val_top1": "top-1 accuracy (%)", "val_top5": "top-5 accuracy (%)", "val_loss": "loss"}
 # What the hub calls a data set of TFDS that has another name there.
@@ -86,7 +86,7 @@ def _data(metadata: Metadata) -> str:
 def _recipe(metadata: Metadata) -> str:
     if metadata.imported_from:
         return "Unknown here."
-    common = json.loads(json.dumps(load("common").to_dict()))
+    common = defaults()
     changed = {key: value for key, value in metadata.config.items() if value != common.get(key) and key not in PRIVATE}
     if changed.get("init_from"):
         changed["init_from"] = Path(changed["init_from"]).name

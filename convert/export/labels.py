@@ -8,9 +8,6 @@ from lma_jax.errors import UserError
 from lma_jax.hub_folder import labels_text
 from lma_jax.overwriting import Kind, require_outputs
 
-# Only the names themselves tell a file of them from others: see `export_labels`.
-ANY = Kind(holds=())
-
 
 def export_labels(checkpoint: Checkpoint, output: Path, *, force: bool) -> str:
     """Writes the class names of a checkpoint. Without `force`, a file that exists must hold them already.

@@ -15,7 +15,6 @@ from flax import nnx
 from convert.export.program import checked_metadata
 from convert.export.verified import VerifiedPair
 from lma_jax import files
-from lma_jax.errors import UserError
 from lma_jax.fold import fold_batch_norm
 
 # The function is lowered for each of these.
@@ -23,15 +22,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def write(pair: VerifiedPair, output: Path, *, fold: bool) -> None:
-    """Writes the function of a pair in evaluation mode, which `pair.jax_model` is put into.
-
-    Raises:
-        UserError: flatbuffers is missing.
-    """
-    try:
-        import flatbuffers  # noqa: F401 (jax.export needs it)
-    except ImportError as error:
-        raise UserError("a .stablehlo file needs flatbuffers: pip install flatbuffers") from error
+    """Writes the function of a pair in evaluation mode, which `pair.jax_model` is put into."""
     pair.jax_model.eval()
     graphdef, state = nnx.split(fold_batch_norm(pair.jax_model) if fold else pair.jax_model)
     shape = (*jax.export.symbolic_shape("batch"), *pair.images.shape[1:])

@@ -11,7 +11,7 @@ from typing import Any
 from convert.measure.size import size_of
 from lma_jax.checkpoint.format import DamagedError, Metadata, metadata_of, saved_steps
 from lma_jax.errors import UserError, nearest
-from lma_jax.recipes import load
+from lma_jax.recipes import defaults
 from lma_jax.registry import parts_of
 from lma_jax.training.config import KEYS
 from lma_jax.training.reporting.metrics import read_metrics
@@ -51,7 +51,7 @@ class Run:
     @property
     def setting(self) -> dict[str, str]:
         """The values of its config that affect the result, besides the seed, as text."""
-        config = {**load("common").to_dict(), **self.metadata.config}  # what a key did before it existed
+        config = {**defaults(), **self.metadata.config}
         return {key: json.dumps(value) for key, value in config.items() if key not in IGNORED}
 
 

@@ -15,9 +15,6 @@ from lma_jax.data.builds import open_build
 from lma_jax.errors import UserError
 from lma_jax.images import IMAGE_SUFFIXES, find_images, read_file
 
-# The embedded digits by name and version, as every build may be called.
-DIGITS = "digits:1.0.0"
-
 # Each size of a file may be a question to a server. On a local disk, a million take 3 seconds.
 STAT_THREADS = 32
 

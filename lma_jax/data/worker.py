@@ -7,7 +7,7 @@ import time
 from multiprocessing import resource_tracker
 
 from lma_jax import output
-from lma_jax.signals import STOPPING
+from lma_jax.signals import HANGUP, STOPPING
 
 
 def start_tracker() -> None:
@@ -16,8 +16,7 @@ def start_tracker() -> None:
     It ignores Ctrl-C and SIGTERM on its own, but the SIGHUP of a closed terminal would end it, with dozens of
     tracebacks from the one that takes its place. A signal that comes meanwhile is delivered afterwards.
     """
-    hangup = {number for number in STOPPING if number not in (signal.SIGINT, signal.SIGTERM)}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, hangup)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANGUP)
     try:
         resource_tracker.ensure_running()
     finally:

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lma_jax.errors import UserError, nearest
-from lma_jax.recipes import load
+from lma_jax.recipes import defaults
 from lma_jax.registry import RECORDED, problem_with, recorded_options
 from lma_jax.resnet import STEMS
 from lma_jax.training.schedule import LARGEST
@@ -265,8 +265,8 @@ def differences(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
 
     A key that did not exist when the run was saved had its default.
     """
-    current, defaults = (json.loads(json.dumps(values.to_dict())) for values in (config, load("common")))
-    saved = {**defaults, **saved}
+    current = json.loads(json.dumps(config.to_dict()))
+    saved = {**defaults(), **saved}
     resumable = {name for name, key in KEYS.items() if key.resumable}
     return [
         f"{key}={current.get(key)!r} (checkpoint: {saved.get(key)!r})"
@@ -324,7 +324,7 @@ def _require_related(config: ConfigDict, name: str, accepted: bool, allowed: str
 
 def _require_options(config: ConfigDict) -> None:
     """Checks that options of networks which the backbone does not have are left at their defaults."""
-    common, taken = load("common"), recorded_options(config.model, config)
+    common, taken = defaults(), recorded_options(config.model, config)
     for name in RECORDED:
         accepted = name in taken or config[name] == common[name]
         _require_related(config, name, accepted, f"left at {common[name]!r}: {config.model} has no such option")
