@@ -56,7 +56,7 @@ def main() -> None:
     figures["scaling"] = input_pipeline.scaling(files)
     figures["cores"] = input_pipeline.cores_needed(figures["scaling"])
     print_scaling(figures)
-    figures["memory"] = input_pipeline.loader_memory(files, threads=16, batch_size=256)
+    figures["memory"] = input_pipeline.loader_memory(files, **input_pipeline.MEMORY)
     print(
         "\na loader of {threads} threads takes {MB:,.0f} MB; a batch has {MB of a batch:,.0f} MB".format(
             **figures["memory"]

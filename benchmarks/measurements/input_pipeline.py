@@ -26,6 +26,7 @@ ROUNDS = 9
 BATCH_SIZE = 32
 SCALING = ((1, 0), (2, 0), (1, 1), (1, 2))  # threads (in each worker process, if any) and worker processes
 SCALING_BATCHES = 60
+MEMORY = {"threads": 16, "batch_size": 256}
 GPUS = 8
 GPU_RATES = (1000, 3000)  # images/s that one GPU trains on; the latter is an H100 with a ResNet-50
 

@@ -21,6 +21,7 @@ class Here:
 
 def test_the_command_measures_pixels_costs_and_scaling(monkeypatch, tmp_path, capsys):
     small = {"ROUNDS": 1, "BATCH_SIZE": 2, "SCALING": ((1, 0), (2, 0)), "SCALING_BATCHES": 1}
+    small |= {"MEMORY": {"threads": 2, "batch_size": 8}}
     for name, value in small.items():
         monkeypatch.setattr(input_pipeline, name, value)
     here = SimpleNamespace(Pool=lambda count: nullcontext(Here))
@@ -35,7 +36,7 @@ def test_the_command_measures_pixels_costs_and_scaling(monkeypatch, tmp_path, ca
     tasks = {"plain decode", "crop and resize alone", "train transform", "eval transform", "loader"}
     assert tasks <= {*figures["costs"]}
     assert figures["distances"]["train"]["differ"] < 0.02
-    assert figures["memory"]["MB of a batch"] == pytest.approx(256 * 224**2 * 3 / 1e6)
+    assert figures["memory"]["MB of a batch"] == pytest.approx(8 * 224**2 * 3 / 1e6)
     assert figures["memory"]["MB"] > 0
     assert [row["threads"] for row in figures["scaling"]] == [1, 2]
     assert figures["cores"]["threads"]["3000 images/s"] > figures["cores"]["threads"]["1000 images/s"] > 0
