@@ -1,7 +1,8 @@
 """Compares training runs: python -m convert.compare runs/*
 
 Runs that differ in the seed alone are one row, with mean and deviation of top-1. Each row is compared with the baseline
-seed by seed, and what a config has that others have not is part of its name. --plot draws the curves and the scores.
+seed by seed, and what a config has that others have not is part of its name, as are other data and other initial
+weights. Folders that hold no run are left out. --plot draws the curves and the scores.
 """
 
 import json
@@ -44,7 +45,7 @@ def main(*workdirs: str) -> None:
     }
     inputs = [Path(workdir, part) for workdir in runs for part in ("checkpoints", "metrics.jsonl")]
     require_outputs(written, inputs=inputs, force=options.force)
-    groups = comparison.group([comparison.read_run(workdir) for workdir in runs])
+    groups = comparison.group(comparison.read_runs(runs))
     baseline = comparison.choose_baseline(groups, options.baseline)
     table = comparison.markdown(groups, baseline)
     print(table, end="")

@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+import re
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -10,15 +12,17 @@ from typing import Any
 
 from convert.measure.size import size_of
 from lma_jax.checkpoint.format import DamagedError, Metadata, metadata_of, saved_steps
-from lma_jax.errors import UserError, nearest
+from lma_jax.errors import UserError, nearest, warn
 from lma_jax.recipes import defaults
-from lma_jax.registry import parts_of
+from lma_jax.registry import parts_of, problem_with
 from lma_jax.training.config import KEYS
 from lma_jax.training.reporting.metrics import read_metrics
 
 SCORE = "val_top1"
-# Keys whose values do not make another group.
-IGNORED = {"seed", *(name for name, key in KEYS.items() if key.resumable)}
+# How many folders an error names.
+SHOWN = 3
+# Keys whose values make another group: a resumed run may leave its start, since that is behind it, but not a new one.
+DECISIVE = {name for name, key in KEYS.items() if not key.resumable} - {"seed"} | {"init_from", "warm_start"}
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,15 @@ class Run:
     speed: float
 
     @property
-    def seed(self) -> int | None:
-        """The seed of its config; None for imported weights."""
-        return self.metadata.config.get("seed")
+    def seed(self) -> int:
+        """The seed of its config."""
+        return self.metadata.config["seed"]
+
+    @property
+    def score(self) -> float | None:
+        """Top-1 of its last evaluation (%); None if it diverged."""
+        score = self.rows[-1][SCORE]
+        return score if math.isfinite(score) else None
 
     @property
     def finished(self) -> bool:
@@ -50,17 +60,27 @@ class Run:
 
     @property
     def setting(self) -> dict[str, str]:
-        """The values of its config that affect the result, besides the seed, as text."""
+        """What affects its result besides the seed, as text: its config, its data, and the weights it started from.
+
+        Where those lie may name the seed: runs/plain-0 and runs/plain-1 are one setting for seeds 0 and 1.
+        """
         config = {**defaults(), **self.metadata.config}
-        return {key: json.dumps(value) for key, value in config.items() if key not in IGNORED}
+        config["init_from"] = re.sub(rf"(?<!\d){self.seed}(?!\d)", "*", config["init_from"])
+        setting = {key: json.dumps(value) for key, value in config.items() if key in DECISIVE}
+        data = json.dumps(self.metadata.to_json()["data"], sort_keys=True).encode()
+        return setting | {"classes": str(self.metadata.num_classes), "data": f"{zlib.crc32(data):08x}"}
+
+    def is_copy_of(self, other: "Run") -> bool:
+        """Whether two folders hold the same run."""
+        return self.metadata == other.metadata and self.rows == other.rows
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose configs differ in the seed alone.
+    """Runs that differ in the seed alone.
 
     Attributes:
-        label: the network, and the values of the config that only some groups have.
+        label: the network, and the values of the setting that only some groups have.
         runs: in the order of their seeds.
         parameters, macs: those of the network, the latter for one image of the evaluation's size.
     """
@@ -70,9 +90,9 @@ class Group:
     parameters: int
     macs: int
 
-    def scores(self) -> dict[int | None, float]:
-        """Top-1 of the last evaluation of each run (%), by seed."""
-        return {run.seed: run.rows[-1][SCORE] for run in self.runs}
+    def scores(self) -> dict[int, float]:
+        """Top-1 of the last evaluation (%) by seed, of the runs that did not diverge."""
+        return {run.seed: run.score for run in self.runs if run.score is not None}
 
 
 @dataclass(frozen=True)
@@ -91,29 +111,66 @@ class Difference:
     half_width: float | None
 
 
+def read_runs(workdirs: Iterable[Path]) -> list[Run]:
+    """Reads runs. A folder without one, and a copy of another, are left out, with a warning on stderr.
+
+    Raises:
+        UserError: a path does not exist, or no run is left.
+    """
+    given: dict[Path, Path] = {}
+    for workdir in workdirs:
+        given.setdefault(workdir.resolve(), workdir)
+    runs: list[Run] = []
+    problems = []
+    for workdir in given.values():
+        if not workdir.exists():
+            raise UserError(f"there is no {workdir}: name the workdirs of training runs, such as runs/*")
+        try:
+            run = read_run(workdir)
+            if copied := next((other for other in runs if run.is_copy_of(other)), None):
+                raise UserError(f"it is a copy of {copied.workdir}")
+            runs.append(run)
+        except UserError as problem:
+            problems.append(f"left out {workdir}: {problem}")
+    if not runs:
+        raise UserError(f"no run is left to compare: {'; '.join(problems[:SHOWN])}")
+    for line in problems:
+        warn(line)
+    return runs
+
+
 def read_run(workdir: Path) -> Run:
     """Reads what a training run recorded.
 
     Raises:
-        UserError: the folder holds no run that has been evaluated.
+        UserError: there is no run that has been evaluated, or its network is unknown.
     """
-    rows = read_metrics(workdir)
+    if not workdir.is_dir():
+        raise UserError("it is no folder")
+    metadata, rows = _newest_metadata(workdir / "checkpoints"), read_metrics(workdir)
+    if "seed" not in metadata.config:
+        raise UserError("it holds imported weights, no training run")
+    if problem := problem_with(metadata.model, registered_by=metadata.registered_by):
+        raise UserError(problem)
     evaluated = [row for row in rows if {SCORE, "epoch"} <= row.keys()]
     if not evaluated:
-        raise UserError(f"{workdir} holds no run that has been evaluated: its metrics.jsonl has no {SCORE}")
-    folder = workdir / "checkpoints"
-    for step in saved_steps(folder):
+        raise UserError(f"its run has not been evaluated yet, its metrics.jsonl has no {SCORE}")
+    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    return Run(workdir, metadata, evaluated, median(speeds) if speeds else math.nan)
+
+
+def _newest_metadata(checkpoints: Path) -> Metadata:
+    steps = saved_steps(checkpoints)
+    for step in steps:
         try:
-            metadata = metadata_of(folder, step)
+            return metadata_of(checkpoints, step)
         except DamagedError:
             continue
-        speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
-        return Run(workdir, metadata, evaluated, median(speeds) if speeds else math.nan)
-    raise UserError(f"{workdir} holds no checkpoint that is intact")
+    raise UserError("all of its checkpoints are damaged" if steps else "it holds no checkpoint")
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-    """Puts runs of equal configs together, in the order in which they come.
+    """Puts runs of equal settings together, in the order in which they come.
 
     Raises:
         UserError: two runs of a group have the same seed.
@@ -122,16 +179,19 @@ def group(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         groups.setdefault(tuple(sorted(run.setting.items())), []).append(run)
     for members in groups.values():
-        by_seed: dict[int | None, Run] = {}
+        by_seed: dict[int, Run] = {}
         for run in members:
             if (other := by_seed.setdefault(run.seed, run)) is not run:
-                raise UserError(f"{other.workdir} and {run.workdir} are the same run twice: config and seed are equal")
+                raise UserError(
+                    f"{other.workdir} and {run.workdir} are the same run twice, with other results: config, data and "
+                    "seed are equal; name one of them"
+                )
     settings = [dict(setting) for setting in groups]
-    varying = {key for key in settings[0] if len({setting.get(key) for setting in settings}) > 1}
+    varying = {key for setting in settings for key in setting if any(one.get(key) != setting[key] for one in settings)}
     return [
         Group(
             _label(members[0], setting, varying),
-            sorted(members, key=lambda run: run.seed or 0),
+            sorted(members, key=lambda run: run.seed),
             *size_of(members[0].metadata),
         )
         for setting, members in zip(settings, groups.values())
@@ -139,7 +199,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
 
 
 def _label(run: Run, setting: dict[str, str], varying: set[str]) -> str:
-    further = [f"{key}={setting[key]}" for key in sorted(varying - {"model"})]
+    further = [f"{key}={setting[key]}" for key in sorted((varying - {"model"}) & setting.keys())]
     return ", ".join([run.metadata.model, *further])
 
 
@@ -160,7 +220,7 @@ def choose_baseline(groups: Sequence[Group], label: str | None) -> Group:
 
 
 def difference(one: Group, baseline: Group) -> Difference | None:
-    """Compares a group with the baseline; None for the baseline itself, or if no seeds are the same."""
+    """Compares a group with the baseline; None for the baseline itself, or if no seeds with a score are the same."""
     scores, others = one.scores(), baseline.scores()
     pairs = [scores[seed] - others[seed] for seed in scores if seed in others]
     if one is baseline or not pairs:
@@ -181,16 +241,27 @@ def markdown(groups: Sequence[Group], baseline: Group) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for one in groups:
-        scores = list(one.scores().values())
         found = difference(one, baseline)
-        compared = "" if found is None else _signed(found)
+        compared = "" if found is None else _signed(found) + _share(len(found.pairs), len(one.runs))
         size = f"{one.parameters:,} | {one.macs / 1e6:,.1f}"
-        top1, speed = _spread(scores) + _unfinished(one), median(run.speed for run in one.runs)
-        lines.append(f"| {one.label} | {len(scores)} | {size} | {top1} | {compared} | {speed:,.0f} |")
+        top1, speed = _top1(one), median(run.speed for run in one.runs)
+        lines.append(f"| {one.label} | {len(one.runs)} | {size} | {top1} | {compared} | {speed:,.0f} |")
     notes = ["top-1: of the last evaluation, mean ± standard deviation over the seeds."]
     notes += ["Against the baseline: mean ± standard deviation of the differences at equal seeds [95 % interval]."]
     notes += ["*: of a run that has not ended."] * any(_unfinished(one) for one in groups)
+    notes += ["data: a digest of the names and sizes of the images."] * any(", data=" in one.label for one in groups)
     return "\n".join([*lines, "", *notes, ""])
+
+
+def _top1(one: Group) -> str:
+    scores = list(one.scores().values())
+    diverged = len(one.runs) - len(scores)
+    spread = _spread(scores) if scores else "none"
+    return spread + _unfinished(one) + (f" ({diverged} diverged)" if diverged else "")
+
+
+def _share(count: int, total: int) -> str:
+    return "" if count == total else f" ({count} of {total} seeds)"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -228,7 +299,7 @@ def summaries(groups: Sequence[Group], baseline: Group) -> dict[str, Any]:
                 "network": one.label,
                 "parameters": one.parameters,
                 "macs": one.macs,
-                "top1_by_seed": {str(seed): score for seed, score in one.scores().items()},
+                "top1_by_seed": {str(run.seed): run.score for run in one.runs},
                 "finished": all(run.finished for run in one.runs),
                 "difference": asdict(found) if (found := difference(one, baseline)) else None,
             }

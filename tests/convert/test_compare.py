@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import shutil
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,15 +14,19 @@ from scipy.stats import ttest_rel
 from configs import cifar10
 from lma_jax.checkpoint.format import Metadata, record_of
 from lma_jax.files import write
-from tests.helpers.commands import fail, run
+from tests.helpers.commands import fail, result, run
 
 TOP1 = {"resnet18": (60.0, 62.0, 61.0), "resnet18_lma": (61.5, 62.5, 63.5), "resnet18_se": (59.0, 63.0)}
 
 
-def make_run(workdir: Path, model: str, *, seed: int, top1: float, epochs: float = 1.96, **values) -> Path:
+def make_run(
+    workdir: Path, model: str, *, seed: int, top1: float, epochs: float = 1.96, images: str = "", module="", **values
+) -> Path:
+    """A run as the trainer leaves it, without arrays; `images` stands for the identity of its data."""
     config = cifar10.get_config(model)
     config.update(seed=seed, epochs=2.0, **values)
-    metadata = Metadata(model, 10, None, json.loads(json.dumps(config.to_dict())))
+    data = {"train": {"cat": images}} if images else {}
+    metadata = Metadata(model, 10, None, json.loads(json.dumps(config.to_dict())), registered_by=module, data=data)
     folder = workdir / "checkpoints" / "20" / "record"
     folder.mkdir(parents=True)
     write(folder / "metadata", json.dumps(record_of({}, metadata)))
@@ -90,9 +96,84 @@ def test_what_only_some_configs_have_makes_another_row_with_its_name(tmp_path):
     assert "--baseline=resnet18: several groups are called so; there are resnet18, label_smoothing=0.0; " in line
 
 
+def test_other_data_and_other_initial_weights_make_another_row(tmp_path):
+    def make(name: str, seed: int, **values) -> str:
+        return str(make_run(tmp_path / name, "resnet18_lma", seed=seed, top1=60.0 + seed, **values))
+
+    given = [
+        make("a", 0, images="50,000", data_dir="here"),
+        make("b", 1, images="50,000", data_dir="there"),  # the folder has moved
+        make("c", 2, images="500", data_dir="there"),
+    ]
+    table = run("convert.compare", *given)
+    assert [cell[0] for cell in cells(table).values()] == ["2", "1"]
+    assert all(name.startswith("resnet18_lma, data=") for name in cells(table))
+    assert "data: a digest of" in table
+    started = [
+        make("d", 1, init_from="runs/plain-1", warm_start="exact"),
+        make("e", 12, init_from="runs/plain-12", warm_start="exact"),
+        make("f", 1, init_from="runs/plain-1"),
+        make("g", 1),
+    ]
+    assert {name: cell[0] for name, cell in cells(run("convert.compare", *started)).items()} == {
+        'resnet18_lma, init_from="runs/plain-*", warm_start="exact"': "2",
+        'resnet18_lma, init_from="runs/plain-*", warm_start=""': "1",
+        'resnet18_lma, init_from="", warm_start=""': "1",
+    }
+
+
+def test_a_run_that_diverged_and_seeds_without_a_partner_are_marked(tmp_path):
+    made = [
+        make_run(tmp_path / "a", "resnet18", seed=0, top1=60.0),
+        make_run(tmp_path / "b", "resnet18", seed=1, top1=math.nan),
+        make_run(tmp_path / "c", "resnet18_lma", seed=0, top1=62.0),
+        make_run(tmp_path / "d", "resnet18_lma", seed=1, top1=63.0),
+        make_run(tmp_path / "e", "resnet18_se", seed=0, top1=math.inf),
+    ]
+    summary, plot = tmp_path / "out.json", tmp_path / "out.png"
+    rows = cells(run("convert.compare", *map(str, made), f"--json={summary}", f"--plot={plot}"))
+    assert rows["resnet18"][3] == "60.00 (1 diverged)"
+    assert rows["resnet18_lma"][4] == "+2.00 (1 of 2 seeds)"
+    assert rows["resnet18_se"][3:5] == ["none (1 diverged)", ""]
+    found = json.loads(summary.read_text(), parse_constant=pytest.fail)["groups"]
+    assert found[0]["top1_by_seed"] == {"0": 60.0, "1": None}
+    assert plot.stat().st_size > 10_000
+
+
+def test_what_is_no_run_is_left_out_with_its_reason(runs, tmp_path):
+    (tmp_path / "train.log").write_text("step 1")
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(runs[0], tmp_path / "copy")
+    (tmp_path / "latest").symlink_to(runs[0])
+    make_run(tmp_path / "mine", "resnet18_mine", seed=0, top1=60.0, module="mine")
+    (make_run(tmp_path / "young", "resnet18", seed=5, top1=60.0) / "metrics.jsonl").unlink()
+    record = make_run(tmp_path / "damaged", "resnet18", seed=6, top1=60.0) / "checkpoints" / "20" / "record"
+    (record / "metadata").write_text("{}")
+    imported = tmp_path / "imported" / "checkpoints" / "0" / "record"
+    imported.mkdir(parents=True)
+    write(imported / "metadata", json.dumps(record_of({}, Metadata("resnet18", 10, None, {}))))
+    names = "train.log", "empty", "copy", "latest", "mine", "young", "damaged", "imported"
+    code, table, warnings = result("convert.compare", *runs, *(tmp_path / name for name in names))
+    assert code == 0
+    assert [cell[0] for cell in cells(table).values()] == ["3", "3", "2"]
+    for name, reason in {
+        "train.log": "it is no folder",
+        "empty": "it holds no checkpoint",
+        "copy": f"it is a copy of {runs[0]}",
+        "mine": "its attention 'mine' was registered by mine: add --import=mine",
+        "young": "its run has not been evaluated yet",
+        "damaged": "all of its checkpoints are damaged",
+        "imported": "it holds imported weights, no training run",
+    }.items():
+        assert f"warning: left out {tmp_path / name}: {reason}" in warnings
+    assert "latest" not in warnings
+    line = fail("convert.compare", str(tmp_path / "empty"))
+    assert f"no run is left to compare: left out {tmp_path / 'empty'}: it holds no checkpoint" in line
+    assert f"there is no {tmp_path / 'missing'}" in fail("convert.compare", *runs, str(tmp_path / "missing"))
+
+
 def test_bad_runs_are_refused_in_one_line(runs, tmp_path):
     assert "no run given: name the workdirs" in fail("convert.compare")
-    assert "holds no run that has been evaluated" in fail("convert.compare", *runs, str(tmp_path))
     again = make_run(tmp_path / "again", "resnet18", seed=1, top1=1.0)
     assert f"resnet18-1 and {again} are the same run twice" in fail("convert.compare", *runs, str(again))
     assert "did you mean 'resnet18_se'? No group is called so" in fail(
@@ -100,5 +181,3 @@ def test_bad_runs_are_refused_in_one_line(runs, tmp_path):
     )
     file = tmp_path / "resnet18-0" / "metrics.jsonl"
     assert "is an input of this command" in fail("convert.compare", *runs, f"--csv={file}")
-    (tmp_path / "resnet18-0" / "checkpoints" / "20" / "record" / "metadata").write_text("{}")
-    assert "resnet18-0 holds no checkpoint that is intact" in fail("convert.compare", *runs)
