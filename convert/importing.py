@@ -34,7 +34,8 @@ def import_weights(weights: Path, workdir: Path, *, model: str | None = None) ->
     """Writes the weights of a file as checkpoint 0 of a new workdir.
 
     Args:
-        weights: .safetensors or .pth file of this project, of the paper's authors, of torchvision or of timm.
+        weights: .safetensors or .pth file of this project, of the paper's authors, of torchvision or of timm, or a
+            folder of the Hugging Face Hub.
         workdir: folder to create.
         model: name of the network; by default it is recognised by names and shapes.
 

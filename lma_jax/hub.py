@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lma_jax.errors import UserError
-from lma_jax.hub_folder import HUB_WEIGHTS, Recorded, describe, locate, read_config, write_folder
+from lma_jax.hub_folder import Recorded, describe, locate, read_config, write_folder
 from lma_jax.model_card import model_card
 from lma_jax.preprocessing import Preprocessing
 from lma_jax.pretrained import create_model, options_of
-from lma_jax.weight_files import open_weights
+from lma_jax.weight_files import HUB_WEIGHTS, open_weights
 
 if TYPE_CHECKING:
     from flax import nnx

@@ -24,8 +24,8 @@ from lma_jax import files
 from lma_jax.errors import UserError, one_line, require_packages
 from lma_jax.naming import to_names
 from lma_jax.preprocessing import IMAGENET, Preprocessing
-from lma_jax.pretrained import HEADS, HUB_WEIGHTS, INPUTS
-from lma_jax.weight_files import LONGEST_NAME, write_weights
+from lma_jax.pretrained import HEADS, INPUTS
+from lma_jax.weight_files import HUB_WEIGHTS, LONGEST_NAME, write_weights
 
 CONFIG, CARD, LABELS, CURVES = "config.json", "README.md", "labels.txt", "curves.png"
 FILES = (CONFIG, HUB_WEIGHTS, CARD, LABELS, CURVES)
@@ -193,7 +193,7 @@ def config(description: Description, state_dict: Mapping[str, Any]) -> dict[str,
         "classifier": classifier,
     }
     for_timm = {
-        "architecture": timm_name or own.model,
+        "architecture": timm_name or f"lma_{own.model}",  # which timm does not have, even where it is a resnet18
         "num_classes": own.num_classes,
         "num_features": own.num_features,
         "global_pool": "avg",

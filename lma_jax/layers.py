@@ -184,8 +184,7 @@ def drop_path_rates(last: float, blocks: int) -> list[float]:
     Raises:
         ValueError: `last` is not from 0 to below 1.
     """
-    if not 0 <= last < 1:
-        raise ValueError(f"drop_path must be from 0 to below 1, not {last!r}")
+    last = fraction(last, name="drop_path")
     return [last * index / max(blocks - 1, 1) for index in range(blocks)]
 
 
@@ -256,6 +255,18 @@ def whole_number(value: Any, *, name: str, least: int) -> int:
     if not is_whole(value) or value < least:
         raise ValueError(f"a whole number of at least {least} is needed, got {name}={value!r}")
     return int(value)
+
+
+def fraction(value: Any, *, name: str) -> float:
+    """`value` as a float; a ValueError if it is no number from 0 to below 1."""
+    if not is_real(value) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be from 0 to below 1, not {value!r}")
+    return float(value)
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is a number, of Python or of NumPy; True is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_whole(value: Any) -> bool:

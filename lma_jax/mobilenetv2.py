@@ -4,6 +4,7 @@ Attribute names are torchvision's; the attention module is one more element of a
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,10 +22,13 @@ from lma_jax.layers import (
     conv,
     dilated,
     drop_path_rates,
+    fraction,
     head,
     init_weights,
+    is_real,
     stochastic_depth,
     undrawn,
+    whole_number,
 )
 
 # expansion ratio t, channels c, number of blocks n, stride of the first s
@@ -137,6 +141,9 @@ class MobileNetV2(Network):
     ):
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         block: dict[str, Any] = dict(attention=attention, **options)
+        if not is_real(width_mult) or not 0 < width_mult < math.inf:
+            raise ValueError(f"width_mult must be a number above 0, not {width_mult!r}")
+        in_chans, dropout = whole_number(in_chans, name="in_chans", least=1), fraction(dropout, name="dropout")
         divisor = 4 if width_mult == 0.1 else 8
         channels = make_divisible(32 * width_mult, divisor)
         features: list[nnx.Module] = [conv_bn_relu(in_chans, channels, 3, stride=2, **options)]

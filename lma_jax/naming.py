@@ -11,7 +11,8 @@ Values are arrays, tensors, or tensors that still lie in a file: whatever has a 
 """
 
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lma_jax.errors import UserError
@@ -84,7 +85,20 @@ def to_names(state_dict: StateDict, names: str, *, position: str) -> dict[str, A
     return NAMES[names](state_dict, position)
 
 
+def _require_stem(state_dict: StateDict, library: str, *, widths: Iterable[int] = (64,)) -> None:
+    """Raises a UserError if a ResNet's first convolution is none of the library's: 7 x 7 to one of some widths."""
+    kernel = state_dict.get("conv1.weight")
+    width, _, side, _ = (64, 3, 7, 7) if kernel is None else kernel.shape
+    if side == 7 and width in widths:
+        return
+    raise UserError(
+        f"{library} has no ResNet whose first convolution is {side} x {side} to {width} channels: without this "
+        "option, the names are this project's, for lma_torch.create_model"
+    )
+
+
 def _to_torchvision(state_dict: StateDict, position: str) -> dict[str, Any]:
+    _require_stem(state_dict, "torchvision")
     if position:
         raise UserError(
             "torchvision has no network with attention: without this option, the names are torchvision's, with those "
@@ -94,6 +108,7 @@ def _to_torchvision(state_dict: StateDict, position: str) -> dict[str, Any]:
 
 
 def _to_paper(state_dict: StateDict, position: str) -> dict[str, Any]:
+    _require_stem(state_dict, "the paper's code")
     gates = _attention(state_dict, OWN_ATTENTION[position]) if position in OWN_ATTENTION else {}
     if position and not (gates and all(entries.keys() == LMA for entries in gates.values())):
         raise UserError("the names of the paper's authors are known for plain networks and for those with LMA only")
@@ -101,6 +116,7 @@ def _to_paper(state_dict: StateDict, position: str) -> dict[str, Any]:
 
 
 def _to_timm(state_dict: StateDict, position: str) -> dict[str, Any]:
+    _require_stem(state_dict, "timm", widths=range(1, sys.maxsize))  # by its stem_width and channels
     if position in ELSEWHERE:
         raise UserError(f"timm's networks have no attention module {ELSEWHERE[position]}")
     gates = _attention(state_dict, OWN_ATTENTION[position]) if position else {}

@@ -1,13 +1,14 @@
 """Networks with the weights of a run or of a file. Only runs need JAX, and only .pth files PyTorch."""
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lma_jax.weight_files import SUFFIXES, StateDict, options_of, read_weights
+from lma_jax.weight_files import SUFFIXES, StateDict, options_of, read_weights, within
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 # The first convolution and the bias of the last linear layer of the backbones, by PyTorch's names.
 INPUTS = ("conv1.weight", "features.0.0.weight")
 HEADS = ("fc.bias", "classifier.1.bias")
-# The weights in a folder of the Hugging Face Hub.
-HUB_WEIGHTS = "model.safetensors"
+# Characters of the differences between weights and a network that an error shows.
+SHOWN = 400
 
 
 def create_model(
@@ -54,12 +55,16 @@ def create_model(
     from lma_jax.state_dict import from_state_dict
 
     pretrained, classes = None, 1000 if num_classes is None else num_classes
+    shown: dict[str, Any] = {}
     if weights is not None:
         pretrained, shown, classes = read_pretrained(weights, in_chans=options.get("in_chans", 3))
         options = {**registry.recorded_options(name, shown), **options}
     model = registry.create_model(name, num_classes=classes, rngs=rngs, **options)
     if pretrained is not None:
-        from_state_dict(model, pretrained)
+        try:
+            from_state_dict(model, pretrained)
+        except ValueError as error:
+            raise ValueError(misfit(error, weights, shown, options)) from error
     if num_classes not in (None, classes):
         model.reset_classifier(num_classes, rngs=rngs)
     if features_only:
@@ -76,12 +81,27 @@ def read_pretrained(source: str | Path, *, in_chans: int) -> tuple[StateDict, di
     Raises:
         UserError: they are missing or damaged, or a package is missing.
     """
-    path = Path(source)
-    path = path / HUB_WEIGHTS if (path / HUB_WEIGHTS).exists() else path
+    path = within(Path(source))
     weights = read_weights(path)[0] if path.suffix in SUFFIXES else _of_run(path)
     adapted = {key: adapt_input(weights[key], in_chans) for key in INPUTS if key in weights}
     num_classes = next((len(weights[key]) for key in HEADS if key in weights), 0)
     return {**weights, **adapted}, options_of(weights), num_classes
+
+
+def misfit(error: Exception, source: object, shown: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Why weights do not fit a network: it was given other options than theirs, or the first differences.
+
+    Args:
+        error: the differences.
+        source: where the weights come from.
+        shown: the options that the weights show.
+        options: those of the network.
+    """
+    others = [name for name, value in shown.items() if options.get(name, value) != value]
+    if not others:
+        return f"{source}: {textwrap.shorten(str(error), SHOWN, placeholder=' ...')}"
+    given, theirs = (", ".join(f"{name}={values[name]!r}" for name in others) for values in (options, shown))
+    return f"{source} holds weights of a network with {theirs}, not {given}: leave out these options"
 
 
 def adapt_input(kernel: np.ndarray, in_chans: int) -> np.ndarray:

@@ -106,6 +106,18 @@ def require_options(backbone: str, options: Iterable[str]) -> None:
             raise ValueError(f"{backbone} has no option {name!r}, did you mean {nearest(name, known)!r}?")
 
 
+def recorded_names(name: str) -> list[str]:
+    """Those of the options RECORDED that the network `name` has.
+
+    Raises:
+        ValueError: no such network (the message gives the nearest one).
+    """
+    if problem := problem_with(name):
+        raise ValueError(problem)
+    known = _parameters(parts_of(name)[0])
+    return [option for option in RECORDED if option in known]
+
+
 def recorded_options(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The options RECORDED of the network `name` among `values`, such as a training config, that are not the default.
 
@@ -114,16 +126,16 @@ def recorded_options(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: no such network (the message gives the nearest one).
     """
-    if problem := problem_with(name):
-        raise ValueError(problem)
+    given = {option: values[option] for option in recorded_names(name) if option in values}
     known = _parameters(parts_of(name)[0])
-    given = {option: values[option] for option in RECORDED if option in values and option in known}
     return {option: value for option, value in given.items() if value != known[option].default}
 
 
 def _parameters(backbone: str) -> Mapping[str, inspect.Parameter]:
+    """What the constructor of a backbone takes by name, but for the attention, which the name of a network says."""
     build: Any = BACKBONES[backbone].build
-    return inspect.signature(getattr(build, "func", build).__init__).parameters
+    parameters = inspect.signature(getattr(build, "func", build).__init__).parameters
+    return {name: one for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY and name != "attention"}
 
 
 def create_model(

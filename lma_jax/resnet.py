@@ -26,6 +26,7 @@ from lma_jax.layers import (
     relu,
     stochastic_depth,
     undrawn,
+    whole_number,
 )
 from lma_jax.profiles import gated_sum, pays
 
@@ -190,6 +191,7 @@ class ResNet(Network):
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         if stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}, not {stem!r}")
+        width, in_chans = whole_number(width, name="width", least=1), whole_number(in_chans, name="in_chans", least=1)
         kernel_size, stride, pooling = STEMS[stem]
         self.conv1 = conv(in_chans, width, kernel_size, stride=stride, **options)
         self.pooling = pooling

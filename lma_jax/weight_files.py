@@ -37,6 +37,8 @@ SUFFIXES = (".safetensors", ".pth")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 DIGEST = "digest"
+# The weights in a folder of the Hugging Face Hub.
+HUB_WEIGHTS = "model.safetensors"
 # Ten times the entries of the largest network here, and twice their longest name.
 MOST_ENTRIES = 10_000
 LONGEST_NAME = 200
@@ -50,6 +52,11 @@ def require_suffix(path: Path, suffixes: Iterable[str] = SUFFIXES) -> None:
     """Raises a UserError if a path ends with none of `suffixes`, by default those of weight files."""
     if path.suffix not in suffixes:
         raise UserError(f"{path} must end in {' or '.join(suffixes)}")
+
+
+def within(path: Path) -> Path:
+    """The weights in a folder of the Hugging Face Hub; any other path stays as it is."""
+    return path / HUB_WEIGHTS if (path / HUB_WEIGHTS).is_file() else path
 
 
 @dataclass(frozen=True)
@@ -128,9 +135,13 @@ def open_weights(path: Path) -> WeightFile:
     names are translated. A .pth file is opened as data: nothing in it is executed. At most a few megabytes are read,
     and the tensors together take no more memory than the file has bytes.
 
+    Args:
+        path: .safetensors or .pth file, or a folder of the Hugging Face Hub.
+
     Raises:
         UserError: the file is missing or damaged, needs code to load, or holds no state_dict, or a package is missing.
     """
+    path = within(path)
     require_suffix(path)
     if not os.path.isfile(path):
         raise UserError(f"weights file {path} {'is no regular file' if os.path.exists(path) else 'does not exist'}")

@@ -67,8 +67,8 @@ def from_pretrained(source: str | Path, **options: Any) -> Network:
             its network.
     """
     from lma_jax.errors import UserError
-    from lma_jax.hub_folder import HUB_WEIGHTS, locate, read_config
-    from lma_jax.weight_files import open_weights
+    from lma_jax.hub_folder import locate, read_config
+    from lma_jax.weight_files import HUB_WEIGHTS, open_weights
 
     folder = locate(source)
     recorded = read_config(folder)

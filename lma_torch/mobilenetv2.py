@@ -4,13 +4,25 @@ Attribute names are torchvision's; the attention module is one more element of a
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from lma_torch.attention import Attention, Placement
-from lma_torch.layers import Network, conv, dilated, drop_path_rates, head, init_weights, stochastic_depth
+from lma_torch.layers import (
+    Network,
+    conv,
+    dilated,
+    drop_path_rates,
+    fraction,
+    head,
+    init_weights,
+    is_real,
+    stochastic_depth,
+    whole_number,
+)
 
 # expansion ratio t, channels c, number of blocks n, stride of the first s
 ROWS = (
@@ -121,6 +133,9 @@ class MobileNetV2(Network):
         super().__init__()
         options: dict[str, Any] = dict(device=device, dtype=dtype)
         block: dict[str, Any] = dict(attention=attention, **options)
+        if not is_real(width_mult) or not 0 < width_mult < math.inf:
+            raise ValueError(f"width_mult must be a number above 0, not {width_mult!r}")
+        in_chans, dropout = whole_number(in_chans, name="in_chans", least=1), fraction(dropout, name="dropout")
         divisor = 4 if width_mult == 0.1 else 8
         channels = make_divisible(32 * width_mult, divisor)
         features: list[nn.Module] = [conv_bn_relu(in_chans, channels, 3, stride=2, **options)]

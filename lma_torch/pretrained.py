@@ -38,12 +38,18 @@ def create_model(
         lma_jax.errors.UserError: the weights are missing or damaged, or a package is missing.
     """
     pretrained, classes = None, 1000 if num_classes is None else num_classes
+    shown: dict[str, Any] = {}
     if weights is not None:
         pretrained, shown, classes = read_pretrained(weights, in_chans=options.get("in_chans", 3))
         options = {**registry.recorded_options(name, shown), **options}
     model = registry.create_model(name, num_classes=classes, **options)
     if pretrained is not None:
-        fill(model, pretrained)
+        try:
+            fill(model, pretrained)
+        except ValueError as error:
+            from lma_jax.pretrained import misfit
+
+            raise ValueError(misfit(error, weights, shown, options)) from error
     if num_classes not in (None, classes):
         model.reset_classifier(num_classes)
     if features_only:

@@ -11,7 +11,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from lma_torch.attention import Attention, Placement
-from lma_torch.layers import DropPath, Network, conv, dilated, drop_path_rates, head, init_weights, stochastic_depth
+from lma_torch.layers import (
+    DropPath,
+    Network,
+    conv,
+    dilated,
+    drop_path_rates,
+    head,
+    init_weights,
+    stochastic_depth,
+    whole_number,
+)
 from lma_torch.profiles import gated_sum, pays
 
 
@@ -177,6 +187,7 @@ class ResNet(Network):
         options: dict[str, Any] = dict(device=device, dtype=dtype)
         if stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}, not {stem!r}")
+        width, in_chans = whole_number(width, name="width", least=1), whole_number(in_chans, name="in_chans", least=1)
         kernel_size, stride, pooling = STEMS[stem]
         self.conv1 = conv(in_chans, width, kernel_size, stride=stride, **options)
         self.bn1 = nn.BatchNorm2d(width, **options)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lma_jax.errors import UserError, nearest
 from lma_jax.recipes import defaults
-from lma_jax.registry import RECORDED, problem_with, recorded_options
+from lma_jax.registry import RECORDED, problem_with, recorded_names, recorded_options
 from lma_jax.resnet import STEMS
 from lma_jax.training.schedule import LARGEST
 from lma_jax.training.selection import is_frozen, parameter_names, require_match
@@ -144,7 +144,7 @@ STD = numbers(
 # The defaults are in configs/common.py, which a test holds equal to this table.
 KEYS = {
     "model": Key(MODEL, "network"),
-    "init_from": Key(TEXT, "workdir or weights file to start from; other classes get a new head", True),
+    "init_from": Key(TEXT, "workdir, weights file or hub folder to start from; other classes get a new head", True),
     "warm_start": Key(
         one_of("", "exact"),
         '"exact": init_from is the plain network, and the LMA network starts as the same function',
@@ -324,10 +324,12 @@ def _require_related(config: ConfigDict, name: str, accepted: bool, allowed: str
 
 def _require_options(config: ConfigDict) -> None:
     """Checks that options of networks which the backbone does not have are left at their defaults."""
-    common, taken = defaults(), recorded_options(config.model, config)
+    common, known = defaults(), recorded_names(config.model)
+    others = f", only {', '.join(known)}" if known else ""
     for name in RECORDED:
-        accepted = name in taken or config[name] == common[name]
-        _require_related(config, name, accepted, f"left at {common[name]!r}: {config.model} has no such option")
+        accepted = name in known or config[name] == common[name]
+        allowed = f"left at {common[name]!r}: {config.model} has no such option{others}"
+        _require_related(config, name, accepted, allowed)
 
 
 def _require_optimizer(config: ConfigDict) -> None:

@@ -1,6 +1,6 @@
 """The weights from which a run starts: those of another run, of a file, or of a plain network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ from lma_jax.checkpoint.format import Arrays, load_checkpoint, to_arrays
 from lma_jax.checkpoint.restore import fill, restore_model
 from lma_jax.definition import split
 from lma_jax.errors import UserError
+from lma_jax.recipes import defaults
 from lma_jax.registry import create_model, recorded_options
 from lma_jax.training.graft import graft_lma
 from lma_jax.training.state import TrainState
-from lma_jax.weight_files import SUFFIXES, open_weights, options_of
+from lma_jax.weight_files import SUFFIXES, open_weights, options_of, within
 
+# The options of networks that give weights their shapes, all of which a file shows.
+SHAPING = ("stem", "width", "width_mult")
 HEADS = tuple(f"params/{name.removesuffix('weight').replace('.', '/')}" for name in state_dict.HEADS)
 
 
@@ -42,7 +45,7 @@ def load_initial(
     """
     exact = config.warm_start == "exact"
     name = config.model.removesuffix("_lma") if exact else config.model
-    model, known = _read_model(files.path_of(config.init_from), name)
+    model, known, shown = _read_model(files.path_of(config.init_from), name)
     origin = f"weights of {config.init_from}"
     if exact:
         options = recorded_options(config.model, config)
@@ -60,8 +63,12 @@ def load_initial(
             "batch_stats": fill(state.batch_stats, arrays, prefix="batch_stats/", **options),
         }
 
-    # Two copies: the step donates both.
-    return replace(state, **filled(), ema=filled() if state.ema else None), origin
+    try:
+        # Two copies: the step donates both.
+        return replace(state, **filled(), ema=filled() if state.ema else None), origin
+    except UserError:
+        _require_shape(config, shown)
+        raise
 
 
 def _fitted_head(
@@ -81,21 +88,38 @@ def _fitted_head(
     return in_order, ", with its classes in the order of this data"
 
 
-def _read_model(path: Path, name: str) -> tuple[nnx.Module, Sequence[str] | None]:
-    """The network `name` with the weights of a workdir or of a weights file, and its class names if they are known."""
+def _require_shape(config: ConfigDict, shown: Mapping[str, Any]) -> None:
+    """Raises a UserError if the network of a config has other options than the weights that it starts from, `shown`."""
+    common = defaults()
+    theirs = {name: shown.get(name, common[name]) for name in SHAPING}
+    others = [name for name in SHAPING if config[name] != theirs[name]]
+    if others:
+        has, wants = (", ".join(f"{name}={values[name]!r}" for name in others) for values in (theirs, config))
+        remedy = " ".join(f"--config.{name}={theirs[name]}" for name in others)
+        raise UserError(f"config.init_from={config.init_from} has {has}, the config {wants}: add {remedy}")
+
+
+def _read_model(path: Path, name: str) -> tuple[nnx.Module, Sequence[str] | None, Mapping[str, Any]]:
+    """The network `name` with the weights of a workdir, a weights file or a folder of the Hugging Face Hub.
+
+    Returns:
+        The network, its class names if they are known, and its options.
+    """
+    path = within(path)
     if path.suffix not in SUFFIXES:
         checkpoint = load_checkpoint(path)
         if checkpoint.metadata.model != name:
             raise UserError(f"config.init_from={path} is a {checkpoint.metadata.model}, but a {name} is needed")
-        return restore_model(checkpoint), checkpoint.metadata.class_names
+        return restore_model(checkpoint), checkpoint.metadata.class_names, checkpoint.metadata.model_options
     file = open_weights(path)
     num_classes = state_dict.num_classes_of(file.tensors) or 1000
-    model = _shapes(name, num_classes=num_classes, **recorded_options(name, options_of(file.tensors)))
+    options = recorded_options(name, options_of(file.tensors))
+    model = _shapes(name, num_classes=num_classes, **options)
     try:
         state_dict.require_fit(model, file.tensors)
     except ValueError as error:
         raise UserError(f"cannot use {path} as weights of {name}: {error}") from error
-    return state_dict.from_state_dict(model, file.read()), _class_names(file.metadata.get("class_names"))
+    return state_dict.from_state_dict(model, file.read()), _class_names(file.metadata.get("class_names")), options
 
 
 def _class_names(described: Any) -> list[str] | None:

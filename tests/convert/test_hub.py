@@ -134,7 +134,7 @@ def test_config_says_what_timm_and_transformers_read_and_names_only_what_they_ha
     assert gray["pretrained_cfg"]["input_size"] == [1, 224, 224]
     for name, options in (("resnet18_lma", {}), ("resnet18", {"width": 8}), ("mobilenetv2", {"width_mult": 0.1})):
         found = configured(name, **options)
-        assert (found["architecture"], found["model_type"]) == (name, "lma")
+        assert (found["architecture"], found["model_type"]) == (f"lma_{name}", "lma")
     assert found["pretrained_cfg"]["first_conv"] == "features.0.0"
     assert found["pretrained_cfg"]["classifier"] == "classifier.1"
     found = configured("mobilenetv2", width_mult=0.35)

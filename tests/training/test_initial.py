@@ -149,6 +149,15 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
         load_initial(tiny.recipe(init_from=str(tmp_path / "nothing")), Trial().state)
 
 
+def test_weights_of_another_stem_or_width_are_refused_with_what_to_add(tmp_path):
+    plain = lma_torch.create_model("resnet10", num_classes=10, stem="small", width=6)
+    lma_torch.save_pretrained(plain, tmp_path / "hub")  # whose folder is as good as its file
+    config = tiny.recipe(model="resnet10_lma", init_from=str(tmp_path / "hub"), warm_start="exact")
+    remedy = r"hub has stem='small', width=6, the config stem='imagenet', width=64: add --config.stem=small --config.wi"
+    with pytest.raises(UserError, match=remedy):
+        load_initial(config, Trial(model="resnet10_lma").state)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_run_starts_from_a_file_of_plain_pytorch_weights(tmp_path, suffix):
     """As torchvision's: 1000 classes and no LMA."""

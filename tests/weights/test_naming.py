@@ -18,7 +18,7 @@ from lma_torch.attention.mixed import CBAM
 from lma_torch.registry import parts_of, placement_of
 from tests.helpers.arrays import normal, relative_error
 from tests.helpers.pairs import golden_pair
-from tests.helpers.shapes import narrow_options, torch_shapes
+from tests.helpers.shapes import torch_shapes
 from tests.helpers.weights import well_conditioned_weights
 
 # timm's names of some layers, as its models print them.
@@ -67,7 +67,7 @@ REFUSED = {
 
 def renamed(name: str, names: str = "timm") -> tuple[dict, dict]:
     """The entries of a network, of shapes without values, and the same in other names."""
-    model = torch_shapes(name, **narrow_options(name))
+    model = torch_shapes(name)
     return model.state_dict(), to_names(model.state_dict(), names, position=model.position)
 
 
@@ -101,6 +101,17 @@ def test_names_lead_back(name):
 def test_what_has_no_such_names_is_refused(name, names):
     with pytest.raises(UserError, match=REFUSED[name, names]):
         renamed(name, names)
+
+
+@pytest.mark.parametrize("names", ["timm", "torchvision", "paper"])
+def test_a_stem_that_a_library_does_not_have_is_refused(names):
+    for options, shown in ((dict(stem="small"), "3 x 3 to 64"), (dict(width=8), "7 x 7 to 8")):
+        model = torch_shapes("resnet18", **options)
+        if names == "timm" and "width" in options:
+            assert to_names(model.state_dict(), names, position="").keys() == model.state_dict().keys()
+            continue
+        with pytest.raises(UserError, match=f"has no ResNet whose first convolution is {shown} channels"):
+            to_names(model.state_dict(), names, position="")
 
 
 @pytest.mark.parametrize("names", ["paper", "torchvision"])
