@@ -22,7 +22,7 @@ train=(python -m lma_jax.train --config cifar10 --workdir "$run" --config.data_d
        --config.dataset=cifar10_photographs --config.val_split=validation --config.save_every_steps=200)
 if [[ ! -e $run/checkpoints ]]; then
     "${train[@]}" &
-    until compgen -G "$run/checkpoints/[0-9]*" > /dev/null || ! kill -0 $! 2> /dev/null; do sleep 1; done
+    until [[ -n $(find "$run/checkpoints" -name '[0-9]*' 2> /dev/null) ]] || ! kill -0 $! 2> /dev/null; do sleep 1; done
     kill -KILL $! && echo "killed with checkpoints $(cd "$run/checkpoints" && echo *)"
     wait $! || true
 fi
@@ -34,13 +34,14 @@ python -m lma_jax.predict --checkpoint "$run" --image "$images/val" --top 1 --js
 tail -n 3 "$results/classes.txt"
 
 section "Explain"
+first_in() { find "$1" -type f ! -name '.*' | sort | sed -n 1p; }
+mkdir -p "$results/examples"
 for class in "$images"/val/*/; do
-    cp "$(find "$class" -type f | sort | head -n 1)" "$results/$(basename "$class").jpg"
+    cp "$(first_in "$class")" "$results/examples/$(basename "$class").jpg"
 done
-mkdir -p "$results/examples" && mv "$results"/*.jpg "$results/examples"
 python -m lma_jax.predict --checkpoint "$run" --image "$results/examples" --top 3 --output "$results/predictions.png"
 python -m lma_jax.gradcam --checkpoint "$run" --image "$results/examples" --output "$results/cam.png"
-python -m lma_jax.gradcam --checkpoint "$run" --image "$(find "$results/examples" -type f | sort | head -n 1)" --gates \
+python -m lma_jax.gradcam --checkpoint "$run" --image "$(first_in "$results/examples")" --gates \
     --output "$results/gates.png"
 
 section "Export and verify"
@@ -48,6 +49,7 @@ for suffix in safetensors pt2 onnx; do
     python -m convert.to_torch --checkpoint "$run" --output "$results/network.$suffix"
 done
 python -m convert.to_stablehlo --checkpoint "$run" --output "$results/network.stablehlo"
+python -m convert.to_hub --checkpoint "$run" --output "$results/hub"
 python -m convert.verify --checkpoint "$run" --weights "$results/network.safetensors" --image_folder "$results/examples"
 
 section "The exported files on the validation images"

@@ -3,7 +3,8 @@
 #
 #     examples/compare_cifar10.sh <folder of train/<class>/*.jpg and val/<class>/*.jpg> [<folder for the runs>]
 #
-# 15 runs of 10 to 15 minutes of a CPU core; with JOBS=2, two at a time. Started again, it goes on where it was.
+# 15 runs of 10 to 15 minutes of a CPU core; with JOBS=2, two at a time. Started again, it goes on where it was. A run that
+# fails is named, and left out of the table.
 set -euo pipefail
 
 export images runs
@@ -12,8 +13,11 @@ runs=${2:-runs/compare}
 mkdir -p "$runs"
 
 train() {
-    python -m lma_jax.train --config "cifar10:$1" --config.data_dir="$images" --config.seed="$2" --workdir "$runs/$1-$2" \
-        > "$runs/$1-$2.log" 2>&1 && tail -n 1 "$runs/$1-$2.log"
+    local run=$runs/$1-$2 said=ended
+    python -m lma_jax.train --config "cifar10:$1" --config.data_dir="$images" --config.seed="$2" --workdir "$run" \
+        > "$run.log" 2>&1 || said=failed
+    echo "$1-$2 $said: $(tail -n 1 "$run.log")"
+    [[ $said == ended ]]
 }
 export -f train
 
@@ -21,6 +25,7 @@ for seed in 0 1 2; do
     for model in resnet18 resnet18_lma resnet18_se resnet18_eca resnet18_cbam; do
         echo "$model $seed"
     done
-done | xargs -n 2 -P "${JOBS:-1}" bash -c 'train "$0" "$1"'
+done | xargs -n 2 -P "${JOBS:-1}" bash -c 'train "$0" "$1"' || failed=1
 
 python -m convert.compare "$runs"/*-[0-2] --markdown "$runs/table.md" --csv "$runs/metrics.csv" --plot "$runs/comparison.png"
+exit "${failed:-0}"

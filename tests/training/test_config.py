@@ -94,6 +94,7 @@ def test_an_imagenet_recipe_says_how_to_prepare_the_missing_data(recipe, tmp_pat
         (dict(freeze=("fc.weight",)), "did you mean 'fc.bias'?"),
         (dict(freeze=("*",)), "leaves nothing to train"),
         (dict(lr_scales=(("layer1", 0.5),)), "did you mean 'layer1.*'?"),
+        (dict(model="mobilenetv2", width=8), "left at 64: mobilenetv2 has no such option, only width_mult, drop_path"),
         (dict(betas=(0.9, 0.99)), "sgd has config.momentum instead"),
     ],
 )
