@@ -21,8 +21,9 @@ section "Train, be killed, and resume"
 train=(python -m lma_jax.train --config cifar10 --workdir "$run" --config.data_dir="$results/builds"
        --config.dataset=cifar10_photographs --config.val_split=validation --config.save_every_steps=200)
 if [[ ! -e $run/checkpoints ]]; then
+    saved() { find "$run/checkpoints" -maxdepth 1 -name '[0-9]*' ! -name '*.*' 2> /dev/null; }
     "${train[@]}" &
-    until [[ -n $(find "$run/checkpoints" -name '[0-9]*' 2> /dev/null) ]] || ! kill -0 $! 2> /dev/null; do sleep 1; done
+    until [[ -n $(saved) ]] || ! kill -0 $! 2> /dev/null; do sleep 1; done
     kill -KILL $! && echo "killed with checkpoints $(cd "$run/checkpoints" && echo *)"
     wait $! || true
 fi

@@ -4,7 +4,7 @@
 #     examples/compare_cifar10.sh <folder of train/<class>/*.jpg and val/<class>/*.jpg> [<folder for the runs>]
 #
 # 15 runs of 10 to 15 minutes of a CPU core; with JOBS=2, two at a time. Started again, it goes on where it was. A run that
-# fails is named, and left out of the table.
+# fails is named; what it reached is marked in the table.
 set -euo pipefail
 
 export images runs

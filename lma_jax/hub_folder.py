@@ -101,6 +101,7 @@ def describe(
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class_names were given for {model.num_classes} classes")
     names = None if class_names is None else tuple(class_names)
+    options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     return Description(name, options, model.num_classes, model.num_features, names, preprocessing or IMAGENET)
 
 

@@ -11,8 +11,7 @@ Values are arrays, tensors, or tensors that still lie in a file: whatever has a 
 """
 
 import re
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lma_jax.errors import UserError
@@ -85,11 +84,11 @@ def to_names(state_dict: StateDict, names: str, *, position: str) -> dict[str, A
     return NAMES[names](state_dict, position)
 
 
-def _require_stem(state_dict: StateDict, library: str, *, widths: Iterable[int] = (64,)) -> None:
-    """Raises a UserError if a ResNet's first convolution is none of the library's: 7 x 7 to one of some widths."""
+def _require_stem(state_dict: StateDict, library: str) -> None:
+    """Raises a UserError if a ResNet's first convolution is not the library's, 7 x 7 to 64 channels."""
     kernel = state_dict.get("conv1.weight")
     width, _, side, _ = (64, 3, 7, 7) if kernel is None else kernel.shape
-    if side == 7 and width in widths:
+    if (width, side) == (64, 7):
         return
     raise UserError(
         f"{library} has no ResNet whose first convolution is {side} x {side} to {width} channels: without this "
@@ -116,7 +115,7 @@ def _to_paper(state_dict: StateDict, position: str) -> dict[str, Any]:
 
 
 def _to_timm(state_dict: StateDict, position: str) -> dict[str, Any]:
-    _require_stem(state_dict, "timm", widths=range(1, sys.maxsize))  # by its stem_width and channels
+    _require_stem(state_dict, "timm")
     if position in ELSEWHERE:
         raise UserError(f"timm's networks have no attention module {ELSEWHERE[position]}")
     gates = _attention(state_dict, OWN_ATTENTION[position]) if position else {}

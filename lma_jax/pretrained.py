@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lma_jax.weight_files import SUFFIXES, StateDict, options_of, read_weights, within
+from lma_jax.weight_files import SUFFIXES, StateDict, differing_options, options_of, read_weights, within
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -52,12 +52,14 @@ def create_model(
         UserError: the weights are missing or damaged, or a package is missing.
     """
     from lma_jax import registry
+    from lma_jax.layers import whole_number
     from lma_jax.state_dict import from_state_dict
 
     pretrained, classes = None, 1000 if num_classes is None else num_classes
     shown: dict[str, Any] = {}
     if weights is not None:
-        pretrained, shown, classes = read_pretrained(weights, in_chans=options.get("in_chans", 3))
+        in_chans = whole_number(options.get("in_chans", 3), name="in_chans", least=1)
+        pretrained, shown, classes = read_pretrained(weights, in_chans=in_chans)
         options = {**registry.recorded_options(name, shown), **options}
     model = registry.create_model(name, num_classes=classes, rngs=rngs, **options)
     if pretrained is not None:
@@ -97,7 +99,7 @@ def misfit(error: Exception, source: object, shown: Mapping[str, Any], options: 
         shown: the options that the weights show.
         options: those of the network.
     """
-    others = [name for name, value in shown.items() if options.get(name, value) != value]
+    others = differing_options(shown, options)
     if not others:
         return f"{source}: {textwrap.shorten(str(error), SHOWN, placeholder=' ...')}"
     given, theirs = (", ".join(f"{name}={values[name]!r}" for name in others) for values in (options, shown))

@@ -55,8 +55,9 @@ def require_suffix(path: Path, suffixes: Iterable[str] = SUFFIXES) -> None:
 
 
 def within(path: Path) -> Path:
-    """The weights in a folder of the Hugging Face Hub; any other path stays as it is."""
-    return path / HUB_WEIGHTS if (path / HUB_WEIGHTS).is_file() else path
+    """The weights in a folder of the Hugging Face Hub; any other path, such as that of a run, stays as it is."""
+    inside = path / HUB_WEIGHTS
+    return inside if os.path.isfile(inside) and not os.path.isdir(path / "checkpoints") else path
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,10 @@ def open_weights(path: Path) -> WeightFile:
         UserError: the file is missing or damaged, needs code to load, or holds no state_dict, or a package is missing.
     """
     path = within(path)
+    if path.suffix not in SUFFIXES and os.path.isdir(path):
+        raise UserError(
+            f"folder {path} holds no {HUB_WEIGHTS}: give a weights file, or a folder of the Hugging Face Hub"
+        )
     require_suffix(path)
     if not os.path.isfile(path):
         raise UserError(f"weights file {path} {'is no regular file' if os.path.exists(path) else 'does not exist'}")
@@ -240,6 +245,20 @@ def options_of(tensors: Mapping[str, Any]) -> dict[str, Any]:
         case {"features.18.0.weight": (_, channels, _, _)}:
             return {"width_mult": channels / 320}
     return {}
+
+
+def differing_options(shown: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """The options of networks that give weights their shapes and differ between what they show and what is given.
+
+    Args:
+        shown: what `options_of` returned, in which a `width_mult` is that of the rounded channels.
+        given: options of a network; those that are missing do not differ.
+    """
+    return [
+        name
+        for name, value in shown.items()
+        if name in given and (abs(given[name] - value) > 1 / 40 if name == "width_mult" else given[name] != value)
+    ]
 
 
 def to_tensor(array: np.ndarray) -> "torch.Tensor":

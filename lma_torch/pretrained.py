@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lma_torch import registry
-from lma_torch.layers import Network
+from lma_torch.layers import Network, whole_number
 
 
 def create_model(
@@ -40,7 +40,8 @@ def create_model(
     pretrained, classes = None, 1000 if num_classes is None else num_classes
     shown: dict[str, Any] = {}
     if weights is not None:
-        pretrained, shown, classes = read_pretrained(weights, in_chans=options.get("in_chans", 3))
+        in_chans = whole_number(options.get("in_chans", 3), name="in_chans", least=1)
+        pretrained, shown, classes = read_pretrained(weights, in_chans=in_chans)
         options = {**registry.recorded_options(name, shown), **options}
     model = registry.create_model(name, num_classes=classes, **options)
     if pretrained is not None:

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,12 +49,6 @@ class Run:
         return self.metadata.config["seed"]
 
     @property
-    def score(self) -> float | None:
-        """Top-1 of its last evaluation (%); None if it diverged."""
-        score = self.rows[-1][SCORE]
-        return score if math.isfinite(score) else None
-
-    @property
     def finished(self) -> bool:
         """Whether its last evaluation is at the end, less than a step from it."""
         last = self.rows[-1]
@@ -60,15 +56,15 @@ class Run:
 
     @property
     def setting(self) -> dict[str, str]:
-        """What affects its result besides the seed, as text: its config, its data, and the weights it started from.
-
-        Where those lie may name the seed: runs/plain-0 and runs/plain-1 are one setting for seeds 0 and 1.
-        """
+        """What affects its result besides the seed, as text: its config, its data, and the weights it started from."""
         config = {**defaults(), **self.metadata.config}
-        config["init_from"] = re.sub(rf"(?<!\d){self.seed}(?!\d)", "*", config["init_from"])
-        setting = {key: json.dumps(value) for key, value in config.items() if key in DECISIVE}
-        data = json.dumps(self.metadata.to_json()["data"], sort_keys=True).encode()
-        return setting | {"classes": str(self.metadata.num_classes), "data": f"{zlib.crc32(data):08x}"}
+        known = {split: identity for split, identity in self.metadata.to_json()["data"].items() if identity}
+        data = f"{zlib.crc32(json.dumps(known, sort_keys=True).encode()):08x}" if known else "unknown"
+        return {
+            **{key: json.dumps(config[key]) for key in DECISIVE},
+            "classes": str(self.metadata.num_classes),
+            "data": data,
+        }
 
     def is_copy_of(self, other: "Run") -> bool:
         """Whether two folders hold the same run."""
@@ -91,8 +87,8 @@ class Group:
     macs: int
 
     def scores(self) -> dict[int, float]:
-        """Top-1 of the last evaluation (%) by seed, of the runs that did not diverge."""
-        return {run.seed: run.score for run in self.runs if run.score is not None}
+        """Top-1 of the last evaluation of each run (%), by seed."""
+        return {run.seed: run.rows[-1][SCORE] for run in self.runs}
 
 
 @dataclass(frozen=True)
@@ -119,18 +115,18 @@ def read_runs(workdirs: Iterable[Path]) -> list[Run]:
     """
     given: dict[Path, Path] = {}
     for workdir in workdirs:
-        given.setdefault(workdir.resolve(), workdir)
+        given.setdefault(Path(os.path.realpath(workdir)), workdir)
     runs: list[Run] = []
     problems = []
     for workdir in given.values():
-        if not workdir.exists():
+        if not os.path.lexists(workdir):
             raise UserError(f"there is no {workdir}: name the workdirs of training runs, such as runs/*")
         try:
             run = read_run(workdir)
             if copied := next((other for other in runs if run.is_copy_of(other)), None):
                 raise UserError(f"it is a copy of {copied.workdir}")
             runs.append(run)
-        except UserError as problem:
+        except (UserError, OSError) as problem:
             problems.append(f"left out {workdir}: {problem}")
     if not runs:
         raise UserError(f"no run is left to compare: {'; '.join(problems[:SHOWN])}")
@@ -152,7 +148,7 @@ def read_run(workdir: Path) -> Run:
         raise UserError("it holds imported weights, no training run")
     if problem := problem_with(metadata.model, registered_by=metadata.registered_by):
         raise UserError(problem)
-    evaluated = [row for row in rows if {SCORE, "epoch"} <= row.keys()]
+    evaluated = [row for row in rows if "epoch" in row and math.isfinite(row.get(SCORE, math.nan))]
     if not evaluated:
         raise UserError(f"its run has not been evaluated yet, its metrics.jsonl has no {SCORE}")
     speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
@@ -175,9 +171,11 @@ def group(runs: Sequence[Run]) -> list[Group]:
     Raises:
         UserError: two runs of a group have the same seed.
     """
+    starts = _starts(runs)
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault(tuple(sorted(run.setting.items())), []).append(run)
+        setting = {**run.setting, "init_from": starts[run.setting["init_from"], run.seed]}
+        groups.setdefault(tuple(sorted(setting.items())), []).append(run)
     for members in groups.values():
         by_seed: dict[int, Run] = {}
         for run in members:
@@ -187,7 +185,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
                     "seed are equal; name one of them"
                 )
     settings = [dict(setting) for setting in groups]
-    varying = {key for setting in settings for key in setting if any(one.get(key) != setting[key] for one in settings)}
+    varying = {key for key in settings[0] if len({setting[key] for setting in settings}) > 1}
     return [
         Group(
             _label(members[0], setting, varying),
@@ -198,8 +196,21 @@ def group(runs: Sequence[Run]) -> list[Group]:
     ]
 
 
+def _starts(runs: Sequence[Run]) -> dict[tuple[str, int], str]:
+    """The weights that runs started from, by their init_from and seed, with * for the seed where each has its own.
+
+    Those of runs/plain-0 and runs/plain-1 are the same for the seeds 0 and 1, and so is a file that both started from.
+    """
+    pairs = {(run.setting["init_from"], run.seed) for run in runs}
+    seeds = Counter(start for start, _ in pairs)
+    return {
+        (start, seed): start if seeds[start] > 1 else re.sub(rf"(?<!\d){seed}(?!\d)", "*", start)
+        for start, seed in pairs
+    }
+
+
 def _label(run: Run, setting: dict[str, str], varying: set[str]) -> str:
-    further = [f"{key}={setting[key]}" for key in sorted((varying - {"model"}) & setting.keys())]
+    further = [f"{key}={setting[key]}" for key in sorted(varying - {"model"})]
     return ", ".join([run.metadata.model, *further])
 
 
@@ -220,7 +231,7 @@ def choose_baseline(groups: Sequence[Group], label: str | None) -> Group:
 
 
 def difference(one: Group, baseline: Group) -> Difference | None:
-    """Compares a group with the baseline; None for the baseline itself, or if no seeds with a score are the same."""
+    """Compares a group with the baseline; None for the baseline itself, or if no seeds are the same."""
     scores, others = one.scores(), baseline.scores()
     pairs = [scores[seed] - others[seed] for seed in scores if seed in others]
     if one is baseline or not pairs:
@@ -241,23 +252,17 @@ def markdown(groups: Sequence[Group], baseline: Group) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for one in groups:
+        scores = list(one.scores().values())
         found = difference(one, baseline)
-        compared = "" if found is None else _signed(found) + _share(len(found.pairs), len(one.runs))
+        compared = "" if found is None else _signed(found) + _share(len(found.pairs), len(scores))
         size = f"{one.parameters:,} | {one.macs / 1e6:,.1f}"
-        top1, speed = _top1(one), median(run.speed for run in one.runs)
-        lines.append(f"| {one.label} | {len(one.runs)} | {size} | {top1} | {compared} | {speed:,.0f} |")
+        top1, speed = _spread(scores) + _unfinished(one), median(run.speed for run in one.runs)
+        lines.append(f"| {one.label} | {len(scores)} | {size} | {top1} | {compared} | {speed:,.0f} |")
     notes = ["top-1: of the last evaluation, mean ± standard deviation over the seeds."]
     notes += ["Against the baseline: mean ± standard deviation of the differences at equal seeds [95 % interval]."]
-    notes += ["*: of a run that has not ended."] * any(_unfinished(one) for one in groups)
-    notes += ["data: a digest of the names and sizes of the images."] * any(", data=" in one.label for one in groups)
+    notes += ["*: of a run that has not ended, or has failed."] * any(_unfinished(one) for one in groups)
+    notes += ["data: a digest of its files' names and sizes."] * any(", data=" in one.label for one in groups)
     return "\n".join([*lines, "", *notes, ""])
-
-
-def _top1(one: Group) -> str:
-    scores = list(one.scores().values())
-    diverged = len(one.runs) - len(scores)
-    spread = _spread(scores) if scores else "none"
-    return spread + _unfinished(one) + (f" ({diverged} diverged)" if diverged else "")
 
 
 def _share(count: int, total: int) -> str:
@@ -299,7 +304,7 @@ def summaries(groups: Sequence[Group], baseline: Group) -> dict[str, Any]:
                 "network": one.label,
                 "parameters": one.parameters,
                 "macs": one.macs,
-                "top1_by_seed": {str(run.seed): run.score for run in one.runs},
+                "top1_by_seed": {str(seed): score for seed, score in one.scores().items()},
                 "finished": all(run.finished for run in one.runs),
                 "difference": asdict(found) if (found := difference(one, baseline)) else None,
             }

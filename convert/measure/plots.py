@@ -1,6 +1,5 @@
 """Plots of measurements. They need matplotlib."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -95,8 +94,8 @@ def draw_comparison(path: Path, groups: Sequence[Group], baseline: Group) -> Non
         curves.fill_between(epochs, [min(top) for top in tops], [max(top) for top in tops], color=colour, alpha=0.15)
         last = list(one.scores().values())
         scores.plot(last, [one.label] * len(last), "o", color=colour, markerfacecolor="none")
-        scores.plot(_mean(last), one.label, "d", color=colour)
-    scores.axvline(_mean(list(baseline.scores().values())), color="grey", linewidth=0.8)
+        scores.plot(mean(last), one.label, "d", color=colour)
+    scores.axvline(mean(baseline.scores().values()), color="grey", linewidth=0.8)
     scores.set(xlabel="top-1 of the last evaluation (%)", title="each run, and the mean (diamond)")
     scores.invert_yaxis()
     curves.set(xlabel="epoch", ylabel="validation top-1 (%)", title="mean and range over the seeds")
@@ -105,10 +104,6 @@ def draw_comparison(path: Path, groups: Sequence[Group], baseline: Group) -> Non
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
     _save(figure, path)
-
-
-def _mean(scores: Sequence[float]) -> float:
-    return mean(scores) if scores else math.nan  # which is not drawn
 
 
 def draw_fps(path: Path, timings: Sequence[Timing[Variant]], ratios: Sequence[Ratio], title: str) -> None:

@@ -17,7 +17,7 @@ from lma_jax.recipes import defaults
 from lma_jax.registry import create_model, recorded_options
 from lma_jax.training.graft import graft_lma
 from lma_jax.training.state import TrainState
-from lma_jax.weight_files import SUFFIXES, open_weights, options_of, within
+from lma_jax.weight_files import SUFFIXES, differing_options, open_weights, options_of, within
 
 # The options of networks that give weights their shapes, all of which a file shows.
 SHAPING = ("stem", "width", "width_mult")
@@ -92,7 +92,7 @@ def _require_shape(config: ConfigDict, shown: Mapping[str, Any]) -> None:
     """Raises a UserError if the network of a config has other options than the weights that it starts from, `shown`."""
     common = defaults()
     theirs = {name: shown.get(name, common[name]) for name in SHAPING}
-    others = [name for name in SHAPING if config[name] != theirs[name]]
+    others = differing_options(theirs, config)
     if others:
         has, wants = (", ".join(f"{name}={values[name]!r}" for name in others) for values in (theirs, config))
         remedy = " ".join(f"--config.{name}={theirs[name]}" for name in others)
@@ -114,8 +114,8 @@ def _read_model(path: Path, name: str) -> tuple[nnx.Module, Sequence[str] | None
     file = open_weights(path)
     num_classes = state_dict.num_classes_of(file.tensors) or 1000
     options = recorded_options(name, options_of(file.tensors))
-    model = _shapes(name, num_classes=num_classes, **options)
     try:
+        model = _shapes(name, num_classes=num_classes, **options)
         state_dict.require_fit(model, file.tensors)
     except ValueError as error:
         raise UserError(f"cannot use {path} as weights of {name}: {error}") from error

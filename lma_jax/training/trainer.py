@@ -42,6 +42,9 @@ from lma_jax.training.state import TrainState, build_model, create_state, optimi
 from lma_jax.training.step import make_eval_step, make_train_step
 from lma_jax.training.watch import StepWatch
 
+# Keys of a config that a resumed run may leave out: its checkpoints keep saying where the run started.
+START = ("init_from", "warm_start")
+
 
 class Trainer:
     """One training run.
@@ -94,6 +97,7 @@ class Trainer:
         self.step = 0
         self.meter = Meter()
         self.save_clock = SaveClock(config.save_every)
+        self.start: dict[str, Any] = {key: config[key] for key in START}
         self._saved_step = 0  # at which a state was saved, or started to be
         _require_writable(workdir)
 
@@ -189,6 +193,7 @@ class Trainer:
             ) from error
         self.checkpoints.set_aside_after(checkpoint.step)
         self.meter = Meter(checkpoint.metadata.sums)
+        self.start = {key: checkpoint.metadata.config.get(key, "") for key in START}
         origin = f"resuming after step {checkpoint.step:,} from {self.workdir}"
         return state, f"{origin}, a run {changed}" if changed else origin
 
@@ -334,7 +339,7 @@ class Trainer:
             model=self.config.model,
             num_classes=self.train_source.num_classes,
             class_names=self.train_source.class_names,
-            config=self.config.to_dict(),
+            config={**self.config.to_dict(), **self.start},
             metrics=metrics,
             sums=sums,
             registered_by=registered_by(self.config.model),

@@ -263,6 +263,16 @@ def test_another_config_is_refused_with_the_differences(tmp_path):
     fit(tmp_path, seed=1, change_config=True)
 
 
+def test_a_resumed_run_keeps_saying_where_it_started(tmp_path):
+    fit(tmp_path / "first")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at_step(patch, 3)
+        with pytest.raises(InterruptedRun):
+            fit(tmp_path / "tuned", init_from=str(tmp_path / "first"))
+    fit(tmp_path / "tuned")
+    assert load_checkpoint(tmp_path / "tuned").metadata.config["init_from"] == str(tmp_path / "first")
+
+
 def test_another_optimizer_is_a_difference_of_config_not_of_network(tmp_path):
     fit(tmp_path)
     with pytest.raises(UserError, match=r"another config: optimizer='lamb' \(checkpoint: 'sgd'\)"):
