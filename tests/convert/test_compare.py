@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -11,6 +12,7 @@ from PIL import Image
 from scipy.stats import ttest_rel
 
 from configs import cifar10
+from convert.measure import comparison
 from lma_jax.checkpoint.format import Metadata, record_of
 from lma_jax.files import write
 from tests.helpers.commands import fail, result, run
@@ -44,6 +46,15 @@ def runs(tmp_path) -> list[str]:
         for model, scores in TOP1.items()
         for seed, top1 in enumerate(scores)
     ]
+
+
+def count_nothing() -> None:
+    """Spares most tests the seconds that parameters and multiply-accumulates take."""
+    comparison.size_of = lambda metadata: (1, 1)
+
+
+compare = partial(run, "convert.compare", setup=count_nothing)
+refused = partial(fail, "convert.compare", setup=count_nothing)
 
 
 def cells(table: str) -> dict[str, list[str]]:
@@ -85,13 +96,13 @@ def test_what_only_some_configs_have_makes_another_row_with_its_name(tmp_path):
         make_run(tmp_path / "b", "resnet18", seed=0, top1=61.0, label_smoothing=0.1, data_threads=3),
         make_run(tmp_path / "c", "resnet18", seed=1, top1=65.0, label_smoothing=0.1, epochs=1.0),
     ]
-    table = run("convert.compare", *map(str, made), "--baseline=resnet18, label_smoothing=0.1")
+    table = compare(*map(str, made), "--baseline=resnet18, label_smoothing=0.1")
     rows = cells(table)
     assert list(rows) == ["resnet18, label_smoothing=0.0", "resnet18, label_smoothing=0.1"]
     assert rows["resnet18, label_smoothing=0.0"][4] == "-1.00"
     assert rows["resnet18, label_smoothing=0.1"][3] == "63.00 ± 2.83*"
     assert "*: of a run that has not ended, or has failed" in table
-    line = fail("convert.compare", *map(str, made), "--baseline=resnet18")
+    line = refused(*map(str, made), "--baseline=resnet18")
     assert "--baseline=resnet18: several groups are called so; there are resnet18, label_smoothing=0.0; " in line
 
 
@@ -104,7 +115,7 @@ def test_other_data_and_other_initial_weights_make_another_row(tmp_path):
         make("b", 1, images="50,000", data_dir="there"),  # the folder has moved
         make("c", 2, images="500", data_dir="there"),
     ]
-    table = run("convert.compare", *given)
+    table = compare(*given)
     assert [cell[0] for cell in cells(table).values()] == ["2", "1"]
     assert all(name.startswith("resnet18_lma, data=") for name in cells(table))
     assert "data: a digest of" in table
@@ -116,7 +127,7 @@ def test_other_data_and_other_initial_weights_make_another_row(tmp_path):
         make("h", 2, init_from="resnet18-2a.pth"),  # every seed from one file, whose name has digits
         make("i", 0, init_from="resnet18-2a.pth"),
     ]
-    assert {name: cell[0] for name, cell in cells(run("convert.compare", *started)).items()} == {
+    assert {name: cell[0] for name, cell in cells(compare(*started)).items()} == {
         'resnet18_lma, init_from="runs/plain-*", warm_start="exact"': "2",
         'resnet18_lma, init_from="runs/plain-*", warm_start=""': "1",
         'resnet18_lma, init_from="", warm_start=""': "1",
@@ -133,7 +144,7 @@ def test_seeds_without_a_partner_are_counted_and_scores_that_are_no_numbers_do_n
     ]
     file = made[3] / "metrics.jsonl"
     file.write_text(file.read_text() + '{"step": 21, "epoch": 2.0, "val_top1": NaN}\n')
-    rows = cells(run("convert.compare", *map(str, made)))
+    rows = cells(compare(*map(str, made)))
     assert rows["resnet18_lma"][4] == "+2.00 (1 of 2 seeds)"
     assert rows["resnet18_se"][3:5] == ["59.00", "-1.00"]
 
@@ -153,7 +164,7 @@ def test_what_is_no_run_is_left_out_with_its_reason(runs, tmp_path):
     imported.mkdir(parents=True)
     write(imported / "metadata", json.dumps(record_of({}, Metadata("resnet18", 10, None, {}))))
     names = "train.log", "empty", "copy", "latest", "gone", "loop", "mine", "young", "damaged", "imported"
-    code, table, warnings = result("convert.compare", *runs, *(tmp_path / name for name in names))
+    code, table, warnings = result("convert.compare", *runs, *(tmp_path / name for name in names), setup=count_nothing)
     assert code == 0
     assert [cell[0] for cell in cells(table).values()] == ["3", "3", "2"]
     for name, reason in {
@@ -169,17 +180,15 @@ def test_what_is_no_run_is_left_out_with_its_reason(runs, tmp_path):
     }.items():
         assert f"warning: left out {tmp_path / name}: {reason}" in warnings
     assert "latest" not in warnings
-    line = fail("convert.compare", str(tmp_path / "empty"))
+    line = refused(str(tmp_path / "empty"))
     assert f"no run is left to compare: left out {tmp_path / 'empty'}: it holds no checkpoint" in line
-    assert f"there is no {tmp_path / 'missing'}" in fail("convert.compare", *runs, str(tmp_path / "missing"))
+    assert f"there is no {tmp_path / 'missing'}" in refused(*runs, str(tmp_path / "missing"))
 
 
 def test_bad_runs_are_refused_in_one_line(runs, tmp_path):
-    assert "no run given: name the workdirs" in fail("convert.compare")
+    assert "no run given: name the workdirs" in refused()
     again = make_run(tmp_path / "again", "resnet18", seed=1, top1=1.0)
-    assert f"resnet18-1 and {again} are the same run twice" in fail("convert.compare", *runs, str(again))
-    assert "did you mean 'resnet18_se'? No group is called so" in fail(
-        "convert.compare", *runs, "--baseline=resnet18_s"
-    )
+    assert f"resnet18-1 and {again} are the same run twice" in refused(*runs, str(again))
+    assert "did you mean 'resnet18_se'? No group is called so" in refused(*runs, "--baseline=resnet18_s")
     file = tmp_path / "resnet18-0" / "metrics.jsonl"
-    assert "is an input of this command" in fail("convert.compare", *runs, f"--csv={file}")
+    assert "is an input of this command" in refused(*runs, f"--csv={file}")
