@@ -50,7 +50,7 @@ for suffix in safetensors pt2 onnx; do
     python -m convert.to_torch --checkpoint "$run" --output "$results/network.$suffix"
 done
 python -m convert.to_stablehlo --checkpoint "$run" --output "$results/network.stablehlo"
-python -m convert.to_hub --checkpoint "$run" --output "$results/hub"
+python -m convert.to_hub --checkpoint "$run" --output "$results/hub/resnet18_lma"
 python -m convert.verify --checkpoint "$run" --weights "$results/network.safetensors" --image_folder "$results/examples"
 
 section "The exported files on the validation images"
