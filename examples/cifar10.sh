@@ -4,7 +4,7 @@
 #     examples/cifar10.sh <folder of train/<class>/*.jpg and val/<class>/*.jpg> [<folder for the results>]
 #
 # The data are CIFAR-10 as JPEG files; any image folder will do, with the recipe that fits its sizes. It needs
-# pip install -e ".[train,torch,onnx]", and takes 10 to 30 minutes on two CPU cores. Started again, it goes on.
+# pip install -e ".[train,torch,onnx]", and takes a quarter of an hour on two CPU cores. Started again, it goes on.
 set -euo pipefail
 
 images=$(realpath "$1")
