@@ -10,12 +10,11 @@ from lma_jax.checkpoint.format import Checkpoint, Metadata
 from lma_jax.hub_folder import CURVES, Description
 from lma_jax.model_card import model_card, table
 from lma_jax.recipes import defaults
+from lma_jax.training.config import DECISIVE
 
 SCORES = {"val_top1": "top-1 accuracy (%)", "val_top5": "top-5 accuracy (%)", "val_loss": "loss"}
 # What the hub calls a data set of TFDS that has another name there.
 DATASETS = {"imagenet2012": "imagenet-1k"}
-# Keys of a config that say where files lie and how a run reports.
-PRIVATE = {"data_dir", "wandb_project"}
 
 
 def run_card(
@@ -87,7 +86,7 @@ def _recipe(metadata: Metadata) -> str:
     if metadata.imported_from:
         return "Unknown here."
     common = defaults()
-    changed = {key: value for key, value in metadata.config.items() if value != common.get(key) and key not in PRIVATE}
+    changed = {key: value for key, value in metadata.config.items() if key in DECISIVE and value != common[key]}
     if changed.get("init_from"):
         changed["init_from"] = Path(changed["init_from"]).name
     rows = {f"`{key}`": f"`{json.dumps(value)}`" for key, value in sorted(changed.items())}

@@ -17,14 +17,12 @@ from lma_jax.checkpoint.format import DamagedError, Metadata, metadata_of, saved
 from lma_jax.errors import UserError, nearest, warn
 from lma_jax.recipes import defaults
 from lma_jax.registry import parts_of, problem_with
-from lma_jax.training.config import KEYS
+from lma_jax.training.config import DECISIVE
 from lma_jax.training.reporting.metrics import read_metrics
 
 SCORE = "val_top1"
 # How many folders an error names.
 SHOWN = 3
-# Keys whose values make another group: a resumed run may leave its start, since that is behind it, but not a new one.
-DECISIVE = {name for name, key in KEYS.items() if not key.resumable} - {"seed"} | {"init_from", "warm_start"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Run:
         known = {split: identity for split, identity in self.metadata.to_json()["data"].items() if identity}
         data = f"{zlib.crc32(json.dumps(known, sort_keys=True).encode()):08x}" if known else "unknown"
         return {
-            **{key: json.dumps(config[key]) for key in DECISIVE},
+            **{key: json.dumps(config[key]) for key in DECISIVE - {"seed"}},
             "classes": str(self.metadata.num_classes),
             "data": data,
         }

@@ -237,6 +237,11 @@ KEYS = {
     "wandb_project": Key(TEXT, "project of Weights & Biases that receives the metrics, or empty", True),
 }
 
+# What a run started from: a resumed run may leave it out, since it is behind it.
+START = ("init_from", "warm_start")
+# The keys that decide the result of a run.
+DECISIVE = {name for name, key in KEYS.items() if not key.resumable} | {*START}
+
 
 def validate(config: ConfigDict) -> None:
     """Checks every value of a training config, and those that depend on each other.

@@ -27,7 +27,7 @@ from lma_jax.flops import count_macs
 from lma_jax.preprocessing import preprocessing_from
 from lma_jax.registry import recorded_options, registered_by
 from lma_jax.sharding import REPLICATED, SHARDED, data_mesh
-from lma_jax.training.config import differences, validate
+from lma_jax.training.config import START, differences, validate
 from lma_jax.training.distributed import StopSignal, of_first_process, sole_writer_of_job
 from lma_jax.training.doubts import doubts
 from lma_jax.training.evaluation import evaluate
@@ -41,9 +41,6 @@ from lma_jax.training.schedule import EpochClock, SaveClock, eval_steps, learnin
 from lma_jax.training.state import TrainState, build_model, create_state, optimizer_from
 from lma_jax.training.step import make_eval_step, make_train_step
 from lma_jax.training.watch import StepWatch
-
-# Keys of a config that a resumed run may leave out: its checkpoints keep saying where the run started.
-START = ("init_from", "warm_start")
 
 
 class Trainer:
