@@ -46,7 +46,7 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 
 # The fuzzers: the same cases in every run, a few seconds of them; by hand HYPOTHESIS_PROFILE=long, with new ones.
 _fuzzing: dict[str, Any] = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
-settings.register_profile("short", max_examples=150, derandomize=True, **_fuzzing)
+settings.register_profile("short", max_examples=100, derandomize=True, **_fuzzing)
 settings.register_profile("long", max_examples=20_000, **_fuzzing)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
