@@ -6,7 +6,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -169,10 +169,11 @@ def group(runs: Sequence[Run]) -> list[Group]:
     Raises:
         UserError: two runs of a group have the same seed.
     """
-    starts = _starts(runs)
+    given = [(run, run.setting) for run in runs]
+    starts = _starts({(setting["init_from"], run.seed) for run, setting in given})
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
-    for run in runs:
-        setting = {**run.setting, "init_from": starts[run.setting["init_from"], run.seed]}
+    for run, setting in given:
+        setting["init_from"] = starts[setting["init_from"], run.seed]
         groups.setdefault(tuple(sorted(setting.items())), []).append(run)
     for members in groups.values():
         by_seed: dict[int, Run] = {}
@@ -194,12 +195,11 @@ def group(runs: Sequence[Run]) -> list[Group]:
     ]
 
 
-def _starts(runs: Sequence[Run]) -> dict[tuple[str, int], str]:
-    """The weights that runs started from, by their init_from and seed, with * for the seed where each has its own.
+def _starts(pairs: Collection[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    """The weights that runs started from, by pairs of init_from and seed, with * for the seed where each has its own.
 
     Those of runs/plain-0 and runs/plain-1 are the same for the seeds 0 and 1, and so is a file that both started from.
     """
-    pairs = {(run.setting["init_from"], run.seed) for run in runs}
     seeds = Counter(start for start, _ in pairs)
     return {
         (start, seed): start if seeds[start] > 1 else re.sub(rf"(?<!\d){seed}(?!\d)", "*", start)
