@@ -23,6 +23,13 @@ with sole_writer(pathlib.Path(sys.argv[1])):
 """
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays_held():
+    """A workdir that this process still believes held would refuse a later test whose folder gets the same inode."""
+    yield
+    assert lock._held == set()
+
+
 @pytest.mark.process
 def test_another_process_is_refused_until_the_holder_ends_or_is_killed(tmp_path):
     workdir = tmp_path / "run"
@@ -64,8 +71,8 @@ def without_locks(descriptor, operation):
 def test_without_locks_a_file_that_its_holder_touches_is_respected(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "lockf", without_locks)
     monkeypatch.setattr(lock, "HEARTBEAT", 0.02)
-    with sole_writer(tmp_path):
-        monkeypatch.setattr(lock, "_held", set())
+    with sole_writer(tmp_path), pytest.MonkeyPatch.context() as other_process:
+        other_process.setattr(lock, "_held", set())
         with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"):
             sole_writer(tmp_path).__enter__()
     assert "has no locks" in capsys.readouterr().err
