@@ -19,8 +19,12 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # the tests compile much and compute little
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"  # for the tests of sharding
+# The tests compile much and compute little: XLA's newer emitters and its splitting of a program take twice the time.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    " --xla_force_host_platform_device_count=4"  # for the tests of sharding
+)
 if "TFDS_DATA_DIR" not in os.environ:
     os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="tfds-")
     atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
@@ -46,7 +50,7 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 
 # The fuzzers: the same cases in every run, a few seconds of them; by hand HYPOTHESIS_PROFILE=long, with new ones.
 _fuzzing: dict[str, Any] = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
-settings.register_profile("short", max_examples=100, derandomize=True, **_fuzzing)
+settings.register_profile("short", max_examples=150, derandomize=True, **_fuzzing)
 settings.register_profile("long", max_examples=20_000, **_fuzzing)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 

@@ -74,7 +74,7 @@ def few_pixels():
 
 
 @settings(
-    max_examples=int(os.environ.get("LMA_FUZZ", "150")),
+    max_examples=int(os.environ.get("LMA_FUZZ", "250")),
     derandomize="LMA_FUZZ" not in os.environ,
     database=None,
     deadline=None,

@@ -156,5 +156,10 @@ def _main(
         atexit._run_exitfuncs()  # a process of multiprocessing leaves them out
 
 
+def with_devices(number: int) -> str:
+    """The tests' flags of XLA with so many devices: the last flag wins."""
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={number}"
+
+
 def _environment(devices: int) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return {**os.environ, "XLA_FLAGS": with_devices(devices)}

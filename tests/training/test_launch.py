@@ -14,11 +14,10 @@ import yaml
 
 from lma_jax.training.reporting.metrics import read_metrics
 from tests.helpers import slurm
-from tests.helpers.commands import ROOT, TINIEST, free_port, start
+from tests.helpers.commands import ROOT, TINIEST, free_port, start, with_devices
 from tests.helpers.runs import assert_same_bits, deterministic
 
 OPENMPI, SLURM, MANIFEST = (ROOT / "launch" / name for name in ("openmpi.sh", "slurm.sbatch", "jobset.yaml"))
-ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 
 def job_of_manifest() -> dict:
@@ -48,7 +47,7 @@ def assert_undisturbed(workdir: Path, undisturbed: Path) -> None:
 
 
 def environment(first_on_path: Path | str, **variables: str) -> dict[str, str]:
-    return {**os.environ, **ONE_DEVICE, **variables, "PATH": f"{first_on_path}:{os.environ['PATH']}"}
+    return {**os.environ, "XLA_FLAGS": with_devices(1), **variables, "PATH": f"{first_on_path}:{os.environ['PATH']}"}
 
 
 def program(folder: Path, name: str, body: str) -> None:
