@@ -30,6 +30,7 @@ if "TFDS_DATA_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 
 import jax
+import jax.numpy as jnp
 import pytest
 import torch
 from flax import nnx
@@ -39,6 +40,7 @@ import lma_jax
 import lma_jax.layers
 import lma_jax.profiles
 from lma_jax.attention import channel, mixed
+from lma_jax.checkpoint import lock
 
 # It hides packages where it is imported, which is meant for the process that commands are forked from.
 collect_ignore = ["helpers/preload.py"]
@@ -67,6 +69,25 @@ def release_memory():
         jax.clear_caches()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(autouse=True)
+def the_process_as_it_was():
+    """What a test or a fixture leaves behind in the process would fail, or excuse, another test of the worker."""
+    assert _left_behind() == []
+    yield
+    assert _left_behind() == []
+
+
+def _left_behind() -> list[str]:
+    states = {
+        "gradients of PyTorch are off": not torch.is_grad_enabled(),
+        "PyTorch's default type": torch.get_default_dtype() != torch.float32,
+        "float64 in JAX": jnp.result_type(float) != jnp.float32,
+        "optimised programs": not jax.config.read("jax_disable_most_optimizations"),
+        "workdirs that are held": bool(lock._held),
+    }
+    return [state for state, present in states.items() if present]
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def recipe(title: str) -> dict:
 def exported(tmp_path_factory):
     """A network in every format, in the current folder, with its metadata and the logits of black images."""
     folder = tmp_path_factory.mktemp("recipes")
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         register_resnet10(patch)
         patch.chdir(folder)
         jax_model = nnx.jit(lambda: lma_jax.create_model("resnet10_lma", num_classes=5, rngs=nnx.Rngs(0)))()
@@ -58,7 +58,8 @@ def exported(tmp_path_factory):
         model = lma_torch.create_model("resnet10_lma", num_classes=5).eval()
         model.load_state_dict(convert.to_torch(jax_model))
         described = dict(model="resnet10_lma", num_classes=5, class_names=[*"abcde"], metrics={"val_top1": 90.0})
-        yield described | {"preprocessing": preprocessing}, model(torch.zeros(3, 3, 33, 33)).numpy(), model
+        logits = model(torch.zeros(3, 3, 33, 33)).detach().numpy()
+        yield described | {"preprocessing": preprocessing}, logits, model
 
 
 @pytest.mark.parametrize("title", ["An exported program in PyTorch", "ONNX", "A serialised JAX function"])
