@@ -14,7 +14,10 @@ from lma_jax import cli, files
 from lma_jax.errors import UserError
 from lma_jax.overwriting import Kind, require_outputs
 
-TABLE = Kind(holds=("| network | runs | parameters | MACs (M) | top-1 (%) |",))
+TABLE = Kind(
+    holds=("| network | runs | parameters | MACs (M) | top-1 (%) |",),
+    lines=("|", "top-1: ", "Against the baseline: ", "*: ", "data: "),
+)
 ROWS = Kind(holds=("network,seed,run,step,epoch,",))
 SUMMARY = Kind(holds=('"top1_by_seed": ',))
 

@@ -18,7 +18,7 @@ from convert.flag_values import frameworks_of
 from lma_jax import cli, files
 from lma_jax.overwriting import Kind, require_outputs
 
-TABLE = Kind(holds=("| network | parameters | MACs |",))
+TABLE = Kind(holds=("| network | parameters | MACs |",), lines=("|", "[", "In parentheses: "))
 FIGURES = Kind(holds=("model,parameters,macs,products,",))
 RECORDS = Kind(holds=('"products": ', '"paper_relative_fps": '))
 

@@ -15,10 +15,17 @@ SEARCHED = 1 << 20
 
 
 class Kind(NamedTuple):
-    """A kind of file that this program writes: what each one `holds`, and what it `lacks` unlike other kinds."""
+    """A kind of file that this program writes.
+
+    Attributes:
+        holds: what each one holds.
+        lacks: what it lacks unlike other kinds.
+        lines: what each of its lines starts with, for text that users put into texts of their own.
+    """
 
     holds: tuple[str, ...]
     lacks: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ("",)
 
 
 # Any file, for outputs that the command tells from others by itself.
@@ -79,7 +86,9 @@ def _is_of(kind: Kind, path: Path) -> bool:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     found = [mark.encode() in content for mark in kind.holds], [mark.encode() in content for mark in kind.lacks]
-    return not start or (all(found[0]) and not any(found[1]))
+    beginnings = tuple(beginning.encode() for beginning in kind.lines)
+    alike = all(line.startswith(beginnings) for line in content.splitlines() if line)
+    return not start or (all(found[0]) and not any(found[1]) and alike)
 
 
 def _is_within(path: Path, source: Path) -> bool:

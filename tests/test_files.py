@@ -75,6 +75,17 @@ def test_only_own_files_are_overwritten_without_force(tmp_path):
         assert output.read_text() == other
 
 
+def test_a_text_into_which_a_user_put_a_table_is_not_overwritten(tmp_path):
+    kind, output = Kind(holds=("| model |",), lines=("|", "Note: ")), tmp_path / "table.md"
+    table = "| model |\n|---|\n| a |\n\nNote: x\n"
+    output.write_text(table)
+    require_outputs({"markdown": (output, kind)}, force=False)
+    for report in (f"# Mine\n\n{table}", f"{table}\nSo a is best.\n"):
+        output.write_text(report)
+        with pytest.raises(UserError, match="exists and is no file of this kind"):
+            require_outputs({"markdown": (output, kind)}, force=False)
+
+
 def test_a_large_file_is_recognised_at_its_end(tmp_path):
     (tmp_path / "table.csv").write_text("x" * (3 << 20) + "model,macs")
     require_outputs({"csv": (tmp_path / "table.csv", TABLE)}, force=False)

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import zlib
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +12,12 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from convert.measure.size import size_of
+from lma_jax import files
 from lma_jax.checkpoint.format import DamagedError, Metadata, metadata_of, saved_steps
 from lma_jax.errors import UserError, nearest, warn
 from lma_jax.recipes import defaults
 from lma_jax.registry import parts_of, problem_with
-from lma_jax.training.config import DECISIVE
+from lma_jax.training.config import DECISIVE, KEYS
 from lma_jax.training.reporting.metrics import read_metrics
 
 SCORE = "val_top1"
@@ -33,13 +33,16 @@ class Run:
         workdir: its folder.
         metadata: those of its newest checkpoint.
         rows: its evaluations, with the training metrics since the one before.
-        speed: median of the images/s while it trained.
+        speed: median of the images/s while it trained; NaN where they are unknown.
+        parameters, macs: those of its network, the latter for one image of the evaluation's size.
     """
 
     workdir: Path
     metadata: Metadata
     rows: list[dict[str, float]]
     speed: float
+    parameters: int
+    macs: int
 
     @property
     def seed(self) -> int:
@@ -50,7 +53,7 @@ class Run:
     def finished(self) -> bool:
         """Whether its last evaluation is at the end, less than a step from it."""
         last = self.rows[-1]
-        return last["epoch"] * (1 + 1 / last["step"]) > self.metadata.config.get("epochs", math.inf)
+        return last["epoch"] * (1 + 1 / last["step"]) > self.metadata.config["epochs"]
 
     @property
     def setting(self) -> dict[str, str]:
@@ -59,14 +62,17 @@ class Run:
         known = {split: identity for split, identity in self.metadata.to_json()["data"].items() if identity}
         data = f"{zlib.crc32(json.dumps(known, sort_keys=True).encode()):08x}" if known else "unknown"
         return {
-            **{key: json.dumps(config[key]) for key in DECISIVE - {"seed"}},
+            **{key: json.dumps(_canonical(config[key]), ensure_ascii=False) for key in DECISIVE - {"seed"}},
+            "init_from": files.printable(os.path.normpath(config["init_from"])) if config["init_from"] else "",
             "classes": str(self.metadata.num_classes),
             "data": data,
         }
 
-    def is_copy_of(self, other: "Run") -> bool:
-        """Whether two folders hold the same run."""
-        return self.metadata == other.metadata and self.rows == other.rows
+    def is_part_of(self, other: "Run") -> bool:
+        """Whether a folder is a copy of another, made at its end or before."""
+        if self.rows != other.rows[: len(self.rows)]:
+            return False
+        return (self.seed, self.setting) == (other.seed, other.setting)
 
 
 @dataclass(frozen=True)
@@ -76,13 +82,15 @@ class Group:
     Attributes:
         label: the network, and the values of the setting that only some groups have.
         runs: in the order of their seeds.
-        parameters, macs: those of the network, the latter for one image of the evaluation's size.
     """
 
     label: str
     runs: list[Run]
-    parameters: int
-    macs: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of its runs have ended."""
+        return all(run.finished for run in self.runs)
 
     def scores(self) -> dict[int, float]:
         """Top-1 of the last evaluation of each run (%), by seed."""
@@ -121,9 +129,11 @@ def read_runs(workdirs: Iterable[Path]) -> list[Run]:
             raise UserError(f"there is no {workdir}: name the workdirs of training runs, such as runs/*")
         try:
             run = read_run(workdir)
-            if copied := next((other for other in runs if run.is_copy_of(other)), None):
-                raise UserError(f"it is a copy of {copied.workdir}")
-            runs.append(run)
+            if whole := next((other for other in runs if run.is_part_of(other)), None):
+                raise UserError(f"it is a copy of {whole.workdir}")
+            earlier = [other for other in runs if other.is_part_of(run)]
+            problems += [f"left out {other.workdir}: it is a copy of {workdir}" for other in earlier]
+            runs = [other for other in runs if other not in earlier] + [run]
         except (UserError, OSError) as problem:
             problems.append(f"left out {workdir}: {problem}")
     if not runs:
@@ -141,16 +151,24 @@ def read_run(workdir: Path) -> Run:
     """
     if not workdir.is_dir():
         raise UserError("it is no folder")
-    metadata, rows = _newest_metadata(workdir / "checkpoints"), read_metrics(workdir)
+    metadata, rows = _newest_metadata(workdir / "checkpoints"), read_metrics(workdir, say=warn)
     if "seed" not in metadata.config:
         raise UserError("it holds imported weights, no training run")
+    for key in ("seed", "epochs"):
+        value, kind = metadata.config.get(key), KEYS[key].kind
+        if not kind.check(value):
+            raise UserError(f"its config has {key}={value!r}, not {kind.allowed}")
     if problem := problem_with(metadata.model, registered_by=metadata.registered_by):
         raise UserError(problem)
-    evaluated = [row for row in rows if "epoch" in row and math.isfinite(row.get(SCORE, math.nan))]
+    evaluated = [row for row in rows if row["step"] > 0 and "epoch" in row and math.isfinite(row.get(SCORE, math.nan))]
     if not evaluated:
         raise UserError(f"its run has not been evaluated yet, its metrics.jsonl has no {SCORE}")
     speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
-    return Run(workdir, metadata, evaluated, median(speeds) if speeds else math.nan)
+    try:
+        size = size_of(metadata)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"its network cannot be built: {error}") from error
+    return Run(workdir, metadata, evaluated, median(speeds) if speeds else math.nan, *size)
 
 
 def _newest_metadata(checkpoints: Path) -> Metadata:
@@ -170,10 +188,10 @@ def group(runs: Sequence[Run]) -> list[Group]:
         UserError: two runs of a group have the same seed.
     """
     given = [(run, run.setting) for run in runs]
-    starts = _starts({(setting["init_from"], run.seed) for run, setting in given})
+    starts = _starts(sorted({(setting["init_from"], run.seed) for run, setting in given}))
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run, setting in given:
-        setting["init_from"] = starts[setting["init_from"], run.seed]
+        setting["init_from"] = json.dumps(starts[setting["init_from"], run.seed], ensure_ascii=False)
         groups.setdefault(tuple(sorted(setting.items())), []).append(run)
     for members in groups.values():
         by_seed: dict[int, Run] = {}
@@ -186,25 +204,36 @@ def group(runs: Sequence[Run]) -> list[Group]:
     settings = [dict(setting) for setting in groups]
     varying = {key for key in settings[0] if len({setting[key] for setting in settings}) > 1}
     return [
-        Group(
-            _label(members[0], setting, varying),
-            sorted(members, key=lambda run: run.seed),
-            *size_of(members[0].metadata),
-        )
+        Group(_label(members[0], setting, varying), sorted(members, key=lambda run: run.seed))
         for setting, members in zip(settings, groups.values())
     ]
+
+
+def _canonical(value: Any) -> Any:
+    """One form of the values that are equal: 1.0 is 1, and a tuple is a list."""
+    if isinstance(value, list | tuple):
+        return [_canonical(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _starts(pairs: Collection[tuple[str, int]]) -> dict[tuple[str, int], str]:
     """The weights that runs started from, by pairs of init_from and seed, with * for the seed where each has its own.
 
     Those of runs/plain-0 and runs/plain-1 are the same for the seeds 0 and 1, and so is a file that both started from.
+    Of the numbers in a path that could be the seed, it is the one for which most seeds have the same path.
     """
-    seeds = Counter(start for start, _ in pairs)
-    return {
-        (start, seed): start if seeds[start] > 1 else re.sub(rf"(?<!\d){seed}(?!\d)", "*", start)
-        for start, seed in pairs
-    }
+    seeds: dict[str, set[int]] = {}
+    for start, seed in pairs:
+        for form in _forms(start, seed):
+            seeds.setdefault(form, set()).add(seed)
+    return {(start, seed): max(_forms(start, seed), key=lambda form: len(seeds[form])) for start, seed in pairs}
+
+
+def _forms(start: str, seed: int) -> list[str]:
+    """A path as it is, with * for all numbers that are the seed, and for one of them, from the last to the first."""
+    found = list(re.finditer(rf"(?<!\d){seed}(?!\d)", start))
+    single = [f"{start[: one.start()]}*{start[one.end() :]}" for one in reversed(found)]
+    return [re.sub(rf"(?<!\d){seed}(?!\d)", "*", start), *single, start]
 
 
 def _label(run: Run, setting: dict[str, str], varying: set[str]) -> str:
@@ -246,19 +275,21 @@ def difference(one: Group, baseline: Group) -> Difference | None:
 def markdown(groups: Sequence[Group], baseline: Group) -> str:
     """The table of the groups."""
     lines = [
-        f"| network | runs | parameters | MACs (M) | top-1 (%) | against {baseline.label}, points | images/s |",
+        f"| network | runs | parameters | MACs (M) | top-1 (%) | against {_cell(baseline.label)}, points | images/s |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in groups:
         scores = list(one.scores().values())
         found = difference(one, baseline)
-        compared = "" if found is None else _signed(found) + _share(len(found.pairs), len(scores))
-        size = f"{one.parameters:,} | {one.macs / 1e6:,.1f}"
-        top1, speed = _spread(scores) + _unfinished(one), median(run.speed for run in one.runs)
-        lines.append(f"| {one.label} | {len(scores)} | {size} | {top1} | {compared} | {speed:,.0f} |")
+        compared = (
+            "" if found is None else _signed(found) + _mark(one, baseline) + _share(len(found.pairs), len(scores))
+        )
+        size = f"{one.runs[0].parameters:,} | {one.runs[0].macs / 1e6:,.1f}"
+        cells = f"{len(scores)} | {size} | {_spread(scores)}{_mark(one)} | {compared} | {_speed(one)}"
+        lines.append(f"| {_cell(one.label)} | {cells} |")
     notes = ["top-1: of the last evaluation, mean ± standard deviation over the seeds."]
     notes += ["Against the baseline: mean ± standard deviation of the differences at equal seeds [95 % interval]."]
-    notes += ["*: of a run that has not ended, or has failed."] * any(_unfinished(one) for one in groups)
+    notes += ["*: of a run that has not ended, or has failed."] * (not all(one.finished for one in groups))
     notes += ["data: a digest of its files' names and sizes."] * any(", data=" in one.label for one in groups)
     return "\n".join([*lines, "", *notes, ""])
 
@@ -278,15 +309,25 @@ def _signed(found: Difference) -> str:
     return f"{found.mean:+.2f} ± {found.deviation:.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def _unfinished(one: Group) -> str:
-    return "" if all(run.finished for run in one.runs) else "*"
+def _mark(*groups: Group) -> str:
+    return "" if all(one.finished for one in groups) else "*"
+
+
+def _speed(one: Group) -> str:
+    speeds = [run.speed for run in one.runs if math.isfinite(run.speed)]
+    return f"{median(speeds):,.0f}" if speeds else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
 
 
 def records(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Every evaluation of every run, for tables."""
     names = list(dict.fromkeys(name for one in groups for run in one.runs for row in run.rows for name in row))
     return [
-        {"network": one.label, "seed": run.seed, "run": str(run.workdir)} | {name: row.get(name) for name in names}
+        {"network": one.label, "seed": run.seed, "run": files.printable(str(run.workdir))}
+        | {name: row.get(name) for name in names}
         for one in groups
         for run in one.runs
         for row in run.rows
@@ -300,10 +341,10 @@ def summaries(groups: Sequence[Group], baseline: Group) -> dict[str, Any]:
         "groups": [
             {
                 "network": one.label,
-                "parameters": one.parameters,
-                "macs": one.macs,
+                "parameters": one.runs[0].parameters,
+                "macs": one.runs[0].macs,
                 "top1_by_seed": {str(seed): score for seed, score in one.scores().items()},
-                "finished": all(run.finished for run in one.runs),
+                "finished": one.finished,
                 "difference": asdict(found) if (found := difference(one, baseline)) else None,
             }
             for one in groups

@@ -1,5 +1,6 @@
 """Plots of measurements. They need matplotlib."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -83,27 +84,41 @@ def draw_comparison(path: Path, groups: Sequence[Group], baseline: Group) -> Non
     Raises:
         UserError: the file cannot be written.
     """
-    figure = _figure(11, max(4.0, 2 + 0.4 * len(groups)))
+    labels = [_wrapped(one.label) for one in groups]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure = _figure(11, 4 + 0.25 * lines)
     curves, scores = figure.subplots(1, 2)
-    for number, one in enumerate(groups):
-        colour = f"C{number % 10}"
-        length = min(len(run.rows) for run in one.runs)  # of those that have not ended, what all have
-        epochs = [row["epoch"] for row in one.runs[0].rows[:length]]
-        tops = [[run.rows[index][SCORE] for run in one.runs] for index in range(length)]
-        curves.plot(epochs, [mean(top) for top in tops], color=colour, label=one.label)
+    for number, (one, label) in enumerate(zip(groups, labels)):
+        colour, style = f"C{number % 10}", ("-", "--", ":", "-.")[number // 10 % 4]
+        epochs, tops = _common_evaluations(one)
+        means = [mean(top) for top in tops]
+        curves.plot(epochs, means, color=colour, linestyle=style, marker=".", label=label)
         curves.fill_between(epochs, [min(top) for top in tops], [max(top) for top in tops], color=colour, alpha=0.15)
         last = list(one.scores().values())
-        scores.plot(last, [one.label] * len(last), "o", color=colour, markerfacecolor="none")
-        scores.plot(mean(last), one.label, "d", color=colour)
+        scores.plot(last, [number] * len(last), "o", color=colour, markerfacecolor="none")
+        scores.plot(mean(last), number, "d", color=colour)
     scores.axvline(mean(baseline.scores().values()), color="grey", linewidth=0.8)
     scores.set(xlabel="top-1 of the last evaluation (%)", title="each run, and the mean (diamond)")
-    scores.invert_yaxis()
+    scores.set_yticks(range(len(groups)), labels)
+    scores.set_ylim(len(groups) - 0.5, -0.5)
     curves.set(xlabel="epoch", ylabel="validation top-1 (%)", title="mean and range over the seeds")
-    curves.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     for axes in (curves, scores):
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
     _save(figure, path)
+
+
+def _wrapped(label: str) -> str:
+    """A label in lines that leave room for the panels, without the signs of formulas."""
+    return textwrap.fill(label, 40, break_on_hyphens=False).replace("$", r"\$")
+
+
+def _common_evaluations(one: Group) -> tuple[list[float], list[list[float]]]:
+    """The epochs of the evaluations that all runs of a group have, and the scores of the runs at each."""
+    by_step = [{row["step"]: row for row in run.rows} for run in one.runs]
+    steps = sorted(set.intersection(*map(set, by_step)))
+    return [by_step[0][step]["epoch"] for step in steps], [[rows[step][SCORE] for rows in by_step] for step in steps]
 
 
 def draw_fps(path: Path, timings: Sequence[Timing[Variant]], ratios: Sequence[Ratio], title: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 from scipy.stats import ttest_rel
 
 from configs import cifar10
-from convert.measure import comparison
+from convert.measure import comparison, plots
 from lma_jax.checkpoint.format import Metadata, record_of
 from lma_jax.files import write
 from tests.helpers.commands import fail, result, run
@@ -25,9 +26,10 @@ def make_run(
 ) -> Path:
     """A run as the trainer leaves it, without arrays; `images` stands for the identity of its data."""
     config = cifar10.get_config(model)
-    config.update(seed=seed, epochs=2.0, **values)
+    config.update(seed=seed, epochs=2.0, learning_rate=1.0)
+    config = {**config.to_dict(), **values}
     data = {"train": {"cat": images}} if images else {}
-    metadata = Metadata(model, 10, None, json.loads(json.dumps(config.to_dict())), registered_by=module, data=data)
+    metadata = Metadata(model, 10, None, json.loads(json.dumps(config)), registered_by=module, data=data)
     folder = workdir / "checkpoints" / "20" / "record"
     folder.mkdir(parents=True)
     write(folder / "metadata", json.dumps(record_of({}, metadata)))
@@ -58,7 +60,11 @@ refused = partial(fail, "convert.compare", setup=count_nothing)
 
 
 def cells(table: str) -> dict[str, list[str]]:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
+        for line in table.splitlines()
+        if line[:1] == "|"
+    ]
     return {row[0]: row[1:] for row in rows[2:]}
 
 
@@ -94,16 +100,16 @@ def test_what_only_some_configs_have_makes_another_row_with_its_name(tmp_path):
     made = [
         make_run(tmp_path / "a", "resnet18", seed=0, top1=60.0),
         make_run(tmp_path / "b", "resnet18", seed=0, top1=61.0, label_smoothing=0.1, data_threads=3),
-        make_run(tmp_path / "c", "resnet18", seed=1, top1=65.0, label_smoothing=0.1, epochs=1.0),
+        make_run(tmp_path / "c", "resnet18", seed=1, top1=65.0, label_smoothing=0.1, epochs=1.0, learning_rate=1),
     ]
     table = compare(*map(str, made), "--baseline=resnet18, label_smoothing=0.1")
     rows = cells(table)
-    assert list(rows) == ["resnet18, label_smoothing=0.0", "resnet18, label_smoothing=0.1"]
-    assert rows["resnet18, label_smoothing=0.0"][4] == "-1.00"
+    assert list(rows) == ["resnet18, label_smoothing=0", "resnet18, label_smoothing=0.1"]
+    assert rows["resnet18, label_smoothing=0"][4] == "-1.00*"
     assert rows["resnet18, label_smoothing=0.1"][3] == "63.00 ± 2.83*"
     assert "*: of a run that has not ended, or has failed" in table
     line = refused(*map(str, made), "--baseline=resnet18")
-    assert "--baseline=resnet18: several groups are called so; there are resnet18, label_smoothing=0.0; " in line
+    assert "--baseline=resnet18: several groups are called so; there are resnet18, label_smoothing=0; " in line
 
 
 def test_other_data_and_other_initial_weights_make_another_row(tmp_path):
@@ -126,12 +132,15 @@ def test_other_data_and_other_initial_weights_make_another_row(tmp_path):
         make("g", 1),
         make("h", 2, init_from="resnet18-2a.pth"),  # every seed from one file, whose name has digits
         make("i", 0, init_from="resnet18-2a.pth"),
+        make("j", 1, init_from="disk1/plain|1"),
+        make("k", 3, init_from="./disk1//plain|3"),
     ]
     assert {name: cell[0] for name, cell in cells(compare(*started)).items()} == {
         'resnet18_lma, init_from="runs/plain-*", warm_start="exact"': "2",
         'resnet18_lma, init_from="runs/plain-*", warm_start=""': "1",
         'resnet18_lma, init_from="", warm_start=""': "1",
         'resnet18_lma, init_from="resnet18-2a.pth", warm_start=""': "2",
+        r'resnet18_lma, init_from="disk1/plain\|*", warm_start=""': "2",
     }
 
 
@@ -153,6 +162,11 @@ def test_what_is_no_run_is_left_out_with_its_reason(runs, tmp_path):
     (tmp_path / "train.log").write_text("step 1")
     (tmp_path / "empty").mkdir()
     shutil.copytree(runs[0], tmp_path / "copy")
+    shutil.copytree(runs[0], tmp_path / "earlier")
+    file = tmp_path / "earlier" / "metrics.jsonl"
+    file.write_text(file.read_text().splitlines(keepends=True)[0])
+    record = make_run(tmp_path / "odd", "resnet18", seed=7, top1=60.0, epochs=1.0) / "checkpoints" / "20" / "record"
+    write(record / "metadata", json.dumps(record_of({}, Metadata("resnet18", 10, None, {"seed": 7, "epochs": "2"}))))
     (tmp_path / "latest").symlink_to(runs[0])
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -163,8 +177,10 @@ def test_what_is_no_run_is_left_out_with_its_reason(runs, tmp_path):
     imported = tmp_path / "imported" / "checkpoints" / "0" / "record"
     imported.mkdir(parents=True)
     write(imported / "metadata", json.dumps(record_of({}, Metadata("resnet18", 10, None, {}))))
-    names = "train.log", "empty", "copy", "latest", "gone", "loop", "mine", "young", "damaged", "imported"
-    code, table, warnings = result("convert.compare", *runs, *(tmp_path / name for name in names), setup=count_nothing)
+    names = "train.log", "empty", "copy", "latest", "gone", "loop", "mine", "young", "damaged", "imported", "odd"
+    code, table, warnings = result(
+        "convert.compare", tmp_path / "earlier", *runs, *(tmp_path / name for name in names), setup=count_nothing
+    )
     assert code == 0
     assert [cell[0] for cell in cells(table).values()] == ["3", "3", "2"]
     for name, reason in {
@@ -177,6 +193,8 @@ def test_what_is_no_run_is_left_out_with_its_reason(runs, tmp_path):
         "young": "its run has not been evaluated yet",
         "damaged": "all of its checkpoints are damaged",
         "imported": "it holds imported weights, no training run",
+        "odd": "its config has epochs='2', not a number of epochs above 0",
+        "earlier": f"it is a copy of {runs[0]}",
     }.items():
         assert f"warning: left out {tmp_path / name}: {reason}" in warnings
     assert "latest" not in warnings
@@ -192,3 +210,23 @@ def test_bad_runs_are_refused_in_one_line(runs, tmp_path):
     assert "did you mean 'resnet18_se'? No group is called so" in refused(*runs, "--baseline=resnet18_s")
     file = tmp_path / "resnet18-0" / "metrics.jsonl"
     assert "is an input of this command" in refused(*runs, f"--csv={file}")
+
+
+def a_run(step_and_top1: dict[int, float], **values) -> comparison.Run:
+    rows = [{"step": step, "epoch": step / 10, "val_top1": top1} for step, top1 in step_and_top1.items()]
+    config = {"epochs": 4.0, "seed": 0, **values}
+    return comparison.Run(Path("run"), Metadata("resnet18", 10, None, config), rows, 1.0, 1, 1)
+
+
+def test_curves_are_of_the_evaluations_that_all_seeds_have(tmp_path):
+    scores = {10: 1.0, 20: 2.0, 30: 3.0, 40: 4.0}
+    one = comparison.Group("", [a_run(scores), a_run({step: scores[step] for step in (20, 40)}, seed=1)])
+    assert plots._common_evaluations(one) == ([2.0, 4.0], [[2.0, 2.0], [4.0, 4.0]])
+
+
+def test_labels_leave_room_for_the_panels_and_are_no_formulas(tmp_path):
+    names = [f"resnet18, init_from={'a/long-path/' * 20}${number}_{{x$" for number in range(12)]
+    groups = [comparison.Group(name, [a_run({10: 50.0})]) for name in names]
+    plots.draw_comparison(tmp_path / "plot.png", groups, groups[0])  # matplotlib warns of panels without room
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.height > picture.width

@@ -42,6 +42,7 @@ DAMAGE = [
     b'{"step": null}\n',
     b'{"step": 2, "val_top1": "high"}\n',
     b'{"step": ' + b"9" * 5000 + b"}\n",
+    b'{"step": 2, "val_top1": ' + b"9" * 400 + b"}\n",
     b"[" * 50_000 + b"\n",
     b"\0" * 100 + b"\n",
     b"x" * 200_000 + b"\n",

@@ -110,6 +110,10 @@ def _row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or not line.endswith(b"\n") or not all(type(v) in (int, float) for v in row.values()):
+    if not isinstance(row, dict) or not line.endswith(b"\n") or not all(map(_is_number, row.values())):
         return None
     return row if isinstance(row.get("step"), int) else None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
