@@ -7,10 +7,19 @@
 # pip install -e ".[train,torch,onnx]", and takes a quarter of an hour on two CPU cores. Started again, it goes on.
 set -euo pipefail
 
+fail() { echo "error: $1" >&2; exit 2; }
+[[ $# == [12] && -d $1/train && -d $1/val ]] || fail "usage: $0 <folder with train/ and val/> [<folder for the results>]"
+here=$(dirname "$(realpath "$0")")
 images=$(realpath "$1")
 results=${2:-runs/cifar10}
 run=$results/resnet18_lma
 mkdir -p "$results"
+
+# What is there from an earlier start must be of the same images.
+(cd "$images" && find -L train val -type f -printf '%p %s\n' | sort) > "$results/images.new"
+cmp -s "$results/images.new" "$results/images.txt" || [[ ! -e $results/images.txt ]] ||
+    fail "the results in $results are of other images: give another folder"
+mv "$results/images.new" "$results/images.txt"
 
 section() { printf '\n== %s (after %d min) ==\n' "$1" $((SECONDS / 60)); }
 
@@ -23,9 +32,11 @@ train=(python -m lma_jax.train --config cifar10 --workdir "$run" --config.data_d
 if [[ ! -e $run/checkpoints ]]; then
     saved() { find "$run/checkpoints" -maxdepth 1 -name '[0-9]*' ! -name '*.*' 2> /dev/null; }
     "${train[@]}" &
+    trap 'kill $! 2> /dev/null || true' EXIT
     until [[ -n $(saved) ]] || ! kill -0 $! 2> /dev/null; do sleep 1; done
     kill -KILL $! && echo "killed with checkpoints $(cd "$run/checkpoints" && echo *)"
     wait $! || true
+    trap - EXIT
 fi
 "${train[@]}"
 
@@ -54,5 +65,5 @@ python -m convert.to_hub --checkpoint "$run" --output "$results/hub/resnet18_lma
 python -m convert.verify --checkpoint "$run" --weights "$results/network.safetensors" --image_folder "$results/examples"
 
 section "The exported files on the validation images"
-python examples/exported_top1.py --images "$images/val" --classes "$results/classes.json" "$results"/network.*
+python "$here/exported_top1.py" --images "$images/val" --classes "$results/classes.json" "$results"/network.*
 section "Done: pictures, exports and metrics are in $results"

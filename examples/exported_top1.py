@@ -3,11 +3,12 @@
     python examples/exported_top1.py --images val --classes classes.json network.onnx network.pt2 network.stablehlo
 
 classes.json is what `lma_jax.predict --json` wrote for the same folder. Exits with 1 if a file has another class for
-any image.
+any image, or another top-1 than the trainer's.
 """
 
 import argparse
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def main() -> None:
     predictions = json.loads(options.classes.read_text())["predictions"]
     expected = {row["image"]: row["class_id"] for row in predictions if row["rank"] == 1}
     names = sorted(expected)
-    differing = 0
+    failed = False
     for path in options.exports:
         network, metadata = READERS[path.suffix](path)
         classes: dict[str, int] = {}
@@ -103,11 +104,11 @@ def main() -> None:
             classes |= dict(zip(part, map(int, network(images).argmax(1))))
         right = sum(metadata["class_names"][classes[name]] == Path(name).parts[0] for name in names)
         different = sum(classes[name] != expected[name] for name in names)
-        differing += different
-        top1 = f"top-1 {100 * right / len(names):.2f} % ({right:,} of {len(names):,})"
-        print(f"{path.name}: {top1}, trainer's {metadata['metrics'].get('val_top1', float('nan')):.2f} %", end="; ")
+        top1, trainers = 100 * right / len(names), metadata["metrics"].get("val_top1", float("nan"))
+        failed |= different > 0 or not math.isclose(top1, trainers, abs_tol=1e-4)
+        print(f"{path.name}: top-1 {top1:.2f} % ({right:,} of {len(names):,}), trainer's {trainers:.2f} %", end="; ")
         print(f"another class than in JAX for {different} images")
-    sys.exit(differing > 0)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
