@@ -1,6 +1,7 @@
 """What the commands share: absl flags, and one line on stderr with exit code 2 for a user's mistake."""
 
 import importlib
+import inspect
 import io
 import os
 import re
@@ -25,6 +26,11 @@ flags.disclaim_key_flags()
 
 # What shells report of a program that Ctrl-C ended.
 KILLED_BY_SIGINT = 130
+# What Python says about the value of a flag, and what users are told.
+SAID = {
+    "invalid literal for int() with base 10:": "a whole number is needed, not",
+    "could not convert string to float:": "a number is needed, not",
+}
 
 
 def run(
@@ -188,7 +194,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (UserError, flags.Error) as error:
         missing = re.match(r"flag (--\w+)=None: Flag --\w+ must have a value other than None", str(error))
-        _fail(UserError(f"{missing[1]} is required (see --help)") if missing else error)
+        said = re.sub("|".join(map(re.escape, SAID)), lambda found: SAID[found[0]], str(error))
+        _fail(UserError(f"{missing[1]} is required (see --help)" if missing else said))
     except OSError as error:  # a --config or --flagfile
         _fail(UserError(f"cannot use {os.fsdecode(error.filename or '')}: {error.strerror}"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -209,10 +216,13 @@ class _ConfigParser(flags.ArgumentParser):
         name, colon, argument = recipes.find(argument).partition(":")
         try:
             get_config = runpy.run_path(name).get("get_config")
-            self.config = get_config(*([argument] if colon else [])) if callable(get_config) else None
+            fixed = callable(get_config) and not inspect.signature(get_config).parameters
+            self.config = get_config(*([argument] if colon and not fixed else [])) if callable(get_config) else None
         except (Exception, SystemExit) as error:
             reason = error.msg if isinstance(error, SyntaxError) else error
             raise UserError(f"config {_place(error, name)}: {type(error).__name__}: {reason}") from error
+        if colon and fixed:
+            raise UserError(f"config {name} takes nothing after its name: leave out :{argument}, set --config.<key>")
         _require_config_dict(self.config, name)
         self.config.lock()
         return self.config

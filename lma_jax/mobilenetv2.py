@@ -144,6 +144,7 @@ class MobileNetV2(Network):
         if not is_real(width_mult) or not 0 < width_mult < math.inf:
             raise ValueError(f"width_mult must be a number above 0, not {width_mult!r}")
         in_chans, dropout = whole_number(in_chans, name="in_chans", least=1), fraction(dropout, name="dropout")
+        width_mult = float(width_mult)  # a NumPy float32 of 0.1 is another number
         divisor = 4 if width_mult == 0.1 else 8
         channels = make_divisible(32 * width_mult, divisor)
         features: list[nnx.Module] = [conv_bn_relu(in_chans, channels, 3, stride=2, **options)]

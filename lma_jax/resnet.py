@@ -160,7 +160,7 @@ class ResNet(Network):
         width: channels of the first stage, before the block's expansion; stages 2 to 4 have 2, 4 and 8 times as many.
         in_chans: channels of the images.
         stem: "imagenet" (7x7 of stride 2, and max pooling), or "small" for small images (3x3 of stride 1).
-        output_stride: stride of the last map: 32, or 16 or 8 by dilated convolutions.
+        output_stride: stride of the last map: 32, or 16 or 8 by dilated convolutions; with the small stem it is 8.
         drop_path: rate of stochastic depth in the last block, from 0 in the first.
         zero_init_residual: start the last normalisation of every branch from 0 (Goyal et al. 2017).
         attention: constructor called with a channel count (and dtype, param_dtype, rngs), its Placement,
@@ -189,7 +189,7 @@ class ResNet(Network):
         rngs: nnx.Rngs,
     ):
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        if stem not in STEMS:
+        if not isinstance(stem, str) or stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}, not {stem!r}")
         width, in_chans = whole_number(width, name="width", least=1), whole_number(in_chans, name="in_chans", least=1)
         kernel_size, stride, pooling = STEMS[stem]

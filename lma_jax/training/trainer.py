@@ -31,7 +31,7 @@ from lma_jax.training.config import START, differences, validate
 from lma_jax.training.distributed import StopSignal, of_first_process, sole_writer_of_job
 from lma_jax.training.doubts import doubts
 from lma_jax.training.evaluation import evaluate
-from lma_jax.training.initial import load_initial
+from lma_jax.training.initial import SHAPING, load_initial
 from lma_jax.training.meter import Meter, NonFiniteError
 from lma_jax.training.objective import loss_name, objective_from
 from lma_jax.training.reporting.gradcam import GradCam
@@ -173,6 +173,8 @@ class Trainer:
     def _resume(self, fresh: TrainState, checkpoint: Checkpoint) -> tuple[TrainState, str]:
         """The state of a checkpoint of this run, and a line about it."""
         changed = of_first_process(self._changed_since(checkpoint.metadata))
+        if _is_of_another_network(self.config, checkpoint.metadata):
+            raise UserError(f"{self.workdir} holds a run {changed}, and so of another network: take another --workdir")
         if changed and not self.change_config:
             raise UserError(
                 f"{self.workdir} holds a run {changed}. Take another --workdir, or resume with these by --change_config"
@@ -385,6 +387,12 @@ class Trainer:
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _is_of_another_network(config: ConfigDict, saved: Metadata) -> bool:
+    given = {"model": config.model, **recorded_options(config.model, config)}
+    theirs = {"model": saved.model, **saved.model_options}
+    return any(given.get(name) != theirs.get(name) for name in ("model", *SHAPING))
 
 
 def _differs_beside_weights_only(fresh: TrainState, checkpoint: Checkpoint) -> bool:

@@ -66,7 +66,7 @@ def test_a_file_is_taken_by_its_path(tmp_path):
         ("notes.txt", "notes.txt is no config: it must be a Python file"),
         ("empty.py", "empty.py is no config: its function get_config() must return a ConfigDict"),
         ("number.py", "number.py is no config: its function get_config() must return a ConfigDict"),
-        ("digits:3", "get_config() takes 0 positional arguments but 1 was given"),
+        ("digits:3", "digits.py takes nothing after its name: leave out :3, "),
     ],
 )
 def test_a_mistake_is_named_with_the_nearest_recipe(recipe, expected, tmp_path):

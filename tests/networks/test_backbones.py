@@ -196,6 +196,7 @@ def test_unknown_options_are_refused_with_the_nearest_name(package):
         (dict(self=8), "resnet18 has no option 'self', did you mean '(stem|width)'"),
         (dict(block=8), "resnet18 has no option 'block'"),
         (dict(stem="smal"), "stem must be one of imagenet, small, not 'smal'"),
+        (dict(stem=["small"]), r"stem must be one of imagenet, small, not \['small'\]"),
         (dict(output_stride=4), "output_stride must be 8, 16 or 32, not 4"),
         (dict(drop_path=1.0), "drop_path must be from 0 to below 1, not 1.0"),
     ):
