@@ -49,9 +49,17 @@ def random_pair(name: str) -> Pair:
 
 
 def restored_pair(checkpoint: Checkpoint) -> Pair:
-    """The network of a checkpoint, with its weights in both frameworks."""
+    """The network of a checkpoint, with its weights in both frameworks.
+
+    Raises:
+        UserError: PyTorch has no such network, or an attention of the user has variables without a name there.
+    """
     metadata, jax_model = checkpoint.metadata, restore_model(checkpoint)
-    torch_model = _torch_model(metadata.model, to_torch(jax_model), metadata.num_classes, **metadata.model_options)
+    try:
+        tensors = to_torch(jax_model)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    torch_model = _torch_model(metadata.model, tensors, metadata.num_classes, **metadata.model_options)
     return Pair(jax_model, torch_model, metadata.preprocessing)
 
 

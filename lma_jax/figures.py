@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from lma_jax import cam, files
-from lma_jax.errors import UserError
+from lma_jax.errors import UserError, one_line
 from lma_jax.preprocessing import Preprocessing, normalize
 
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -112,7 +112,8 @@ def draw_maps(
             if maps[0].size == 1 and not tiles:
                 report(f"warning: the map of {layer or 'the last layer'} is one pixel: name an earlier --layer")
         ranked = ranked_classes(np.asarray(logits)[0], loss)
-        report(f"{name}: " + ", ".join(f"{name_of(index)} {100 * p:.2f} %" for index, p in ranked[:top]))
+        best = ", ".join(f"{name_of(index)} {100 * p:.2f} %" for index, p in ranked[:top])
+        report(one_line(f"{name}: {best}"))
         explained = next(f"{name_of(index)}, {100 * p:.1f} %" for index, p in ranked if class_id in (None, index))
         tiles.append(Tile(image, None, name))
         captions = [", ".join(filter(None, (layer, explained))) for layer in chosen]

@@ -82,13 +82,13 @@ def creating(folder: Path) -> Iterator[None]:
 
 
 def write(path: str | Path, content: bytes | str) -> None:
-    """Writes a file atomically, and its folder if needed.
+    """Writes a file atomically, and its folder if needed. What of a text is not UTF-8 is escaped, as JSON does it.
 
     Raises:
         UserError: the file cannot be written; nothing is left behind or overwritten.
     """
     with replacing(Path(path)) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def require_writable(path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from lma_jax import cli
-from lma_jax.errors import UserError, require_packages
+from lma_jax.errors import UserError, require_packages, warn
 from lma_jax.overwriting import Kind, require_outputs
 
 MAX_IMAGES = 40
@@ -48,7 +48,16 @@ def main() -> None:
     if options.class_id is not None and options.class_id >= metadata.num_classes:
         raise UserError(f"--class_id={options.class_id}: the network's classes are 0 to {metadata.num_classes - 1}")
     folder = path if path.is_dir() else path.parent
-    images = {file.relative_to(folder).as_posix(): read_image(file, preprocessing) for file in files[:MAX_IMAGES]}
+    images = {}
+    for file in files[:MAX_IMAGES]:
+        try:
+            images[file.relative_to(folder).as_posix()] = read_image(file, preprocessing)
+        except UserError as error:
+            if len(files) == 1:
+                raise
+            warn(str(error))
+    if not images:
+        raise UserError(f"none of the first {MAX_IMAGES} images of {path} can be decoded")
     if len(files) > MAX_IMAGES:
         print(f"{path} holds {len(files):,} images, the first {MAX_IMAGES} are shown")
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lma_jax.errors import UserError
-from lma_jax.hub_folder import Recorded, describe, locate, read_config, write_folder
+from lma_jax.errors import UserError, one_line
+from lma_jax.hub_folder import Recorded, describe, locate, name_of, read_config, write_folder
 from lma_jax.model_card import model_card
 from lma_jax.preprocessing import Preprocessing
 from lma_jax.pretrained import create_model, options_of
@@ -49,7 +49,7 @@ def save_pretrained(
     options = dict(model.options) if model.name else registry.recorded_options(name, options_of(arrays))
     described = describe(model, name=name, options=options, class_names=class_names, preprocessing=preprocessing)
     require_fit(described, arrays)
-    card = model_card(described, source=Path(folder).absolute().name)
+    card = model_card(described, source=name_of(folder))
     write_folder(Path(folder), described, arrays, metadata=metadata or {}, card=card, force=force)
 
 
@@ -71,7 +71,9 @@ def from_pretrained(source: str | Path, *, rngs: "nnx.Rngs", **options: Any) -> 
     try:
         require_fit(recorded, weights.tensors)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise UserError(f"cannot use {source}: {error}") from error
+        module = weights.metadata.get("registered_by")
+        remedy = f" (its attention was registered by {one_line(module)}: import that first)" if module else ""
+        raise UserError(f"cannot use {source}: {error}{remedy}") from error
     model = create_model(recorded.model, weights=weights.path, rngs=rngs, **{**recorded.options, **options})
     model.eval()
     return model

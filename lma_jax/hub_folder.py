@@ -12,6 +12,7 @@ Both libraries load the networks that `timm_name` names; they refuse the others 
 import contextlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ TIMM_NAMES: dict[tuple[str, float | None], str] = {
 }
 # The options that timm has as well, or that change nothing in evaluation.
 TIMM_OPTIONS = {"width_mult", "in_chans", "drop_path", "zero_init_residual", "dropout"}
+# The arguments of its networks that this project has as well.
+TIMM_ARGUMENTS = {"in_chans": "in_chans", "output_stride": "output_stride", "drop_path_rate": "drop_path"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def require_own(folder: Path, *, force: bool) -> None:
     Raises:
         UserError: it holds other files, or is a file.
     """
+    folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is no folder: give another one")
     present = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.exists() else []
@@ -119,6 +123,11 @@ def require_own(folder: Path, *, force: bool) -> None:
             f"{folder} holds other files ({', '.join(sorted(present)[:3])}): give a new folder, or replace by force "
             f"what is called {', '.join(FILES)}"
         )
+
+
+def name_of(folder: str | Path) -> str:
+    """The name of a folder, by which the usage in its card calls it."""
+    return os.path.basename(os.path.abspath(folder))
 
 
 def write_folder(
@@ -146,6 +155,7 @@ def write_folder(
         UserError: the folder holds other files or cannot be written.
     """
     require_own(folder, force=force)
+    folder = Path(os.path.realpath(folder))
     if description.timm_name:
         state_dict = to_names(state_dict, "timm", position="")
     names = description.class_names
@@ -277,7 +287,7 @@ def _recorded(content: Mapping[str, Any]) -> Recorded:
     if "model" in content:
         model, options = content["model"], content.get("model_options", {})
     else:
-        model, options = _from_timm(content.get("architecture"))
+        model, options = _from_timm(content)
     num_classes = content.get("num_classes")
     if not isinstance(model, str) or len(model) > LONGEST_NAME:
         raise ValueError(f"it names no network, model is {model!r:.80}")
@@ -288,12 +298,26 @@ def _recorded(content: Mapping[str, Any]) -> Recorded:
     return Recorded(model, options, num_classes)
 
 
-def _from_timm(architecture: Any) -> tuple[Any, dict[str, Any]]:
-    """The name and the options of a network that timm has; another name stays as it is."""
+def _from_timm(content: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The name and the options of a network that timm has; another name stays as it is.
+
+    Raises:
+        ValueError: it has options that this project lacks, and would compute something else.
+    """
+    architecture, given = content.get("architecture"), content.get("model_args", {})
+    if not isinstance(given, dict):
+        raise ValueError(f"model_args must be a mapping, got {given!r:.80}")
+    given = {"global_pool": content.get("global_pool", "avg"), **given}
+    given.pop("num_classes", None)  # said beside them as well
+    if given.pop("global_pool") != "avg":
+        raise ValueError("its global_pool is not avg, the only one that this project has")
+    if unknown := sorted(given.keys() - TIMM_ARGUMENTS.keys()):
+        raise ValueError(f"its model_args has {', '.join(map(repr, unknown))[:80]}, which this project does not have")
+    options = {TIMM_ARGUMENTS[name]: value for name, value in given.items()}
     for (model, width), name in TIMM_NAMES.items():
         if name == architecture:
-            return model, {} if width is None else {"width_mult": width}
-    return architecture, {}
+            return model, options if width is None else {"width_mult": width, **options}
+    return architecture, options
 
 
 def _is_own(path: Path) -> bool:

@@ -276,8 +276,11 @@ def _require_intact_parts(encoded: bytes, image: Any) -> None:
 
 def _pillow_rgb(encoded: bytes) -> Image.Image:
     with open_by_pillow(encoded) as image:
-        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit values at 255
+        # Pillow would clip values of more than 8 bits at 255; those of these formats end at 65,535.
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        if image.mode in ("I", "F"):
+            raise BadImageError("values of 32 bits, whose range is unknown: save it with 8 or 16 bits")
         return image.convert("RGB")
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from lma_jax import from_pretrained
 
-model = from_pretrained("{source}", rngs=nnx.Rngs(0))
+model = from_pretrained({source}, rngs=nnx.Rngs(0))
 logits = model(jnp.zeros((1, {size}, {size}, {in_chans})))  # (1, {outputs})
 ```
 
@@ -26,7 +26,7 @@ import torch
 
 from lma_torch import from_pretrained
 
-model = from_pretrained("{source}")
+model = from_pretrained({source})
 logits = model(torch.zeros(1, {in_chans}, {size}, {size}))  # (1, {outputs})
 ```
 """
@@ -37,7 +37,7 @@ timm and transformers read the folder as well:
 import timm
 import torch
 
-model = timm.create_model("{prefix}:{source}", pretrained=True).eval()
+model = timm.create_model({timm_source}, pretrained=True).eval()
 logits = model(torch.zeros(1, {in_chans}, {size}, {size}))
 ```
 """
@@ -71,8 +71,7 @@ def model_card(
     }
     own = {"Use": usage(description, source), "Images and classes": _images(description)}
     text = [f"## {title}\n\n{content.strip()}\n" for title, content in {**own, **(sections or {})}.items()]
-    # What is JSON is YAML as well.
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    lines = ["---", *(f"{key}: {_yaml(value)}" for key, value in front.items()), "---", ""]
     return "\n".join([*lines, f"# {description.model}\n", *text])
 
 
@@ -80,8 +79,8 @@ def usage(description: Description, source: str) -> str:
     """The code that loads the network."""
     text = IN_BOTH + (IN_TIMM if description.timm_name else "")
     return text.format(
-        source=source,
-        prefix="hf-hub" if "/" in source else "local-dir",
+        source=json.dumps(source, ensure_ascii=False),
+        timm_source=json.dumps(f"{'hf-hub' if '/' in source else 'local-dir'}:{source}", ensure_ascii=False),
         size=description.preprocessing.image_size,
         in_chans=description.in_chans,
         outputs=description.num_classes or description.num_features,
@@ -92,6 +91,12 @@ def table(rows: Mapping[str, Any], *, heading: tuple[str, str]) -> str:
     """A table of two columns."""
     lines = [f"| {' | '.join(heading)} |", "|---|---|"]
     return "\n".join([*lines, *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())])
+
+
+def _yaml(value: Any) -> str:
+    """A value as JSON, which is YAML as well, except for characters that YAML wants escaped in its own way."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _cell(value: Any) -> str:

@@ -62,14 +62,15 @@ def require_outputs(
             raise UserError(f"--{first}={path} and --{second}={other} are one file: give two")
     for flag, (path, kind) in given.items():
         files.require_writable(path)
-        if path.exists() and not force:
+        if Path(os.path.realpath(path)).exists() and not force:  # of missing/../file as well
             _require_replaceable(flag, path, kind)
 
 
 def _require_replaceable(flag: str, path: Path, kind: Kind) -> None:
-    if not os.access(path, os.W_OK):
+    target = Path(os.path.realpath(path))
+    if not os.access(target, os.W_OK):
         raise UserError(f"--{flag}={path} is write-protected: give another file, or replace it by --force")
-    if not _is_of(kind, path):
+    if not _is_of(kind, target):
         raise UserError(
             f"--{flag}={path} exists and is no file of this kind that this program wrote: give another file, or "
             "replace it by --force"

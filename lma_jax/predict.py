@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from absl import flags
 
 from lma_jax import cli
-from lma_jax.errors import UserError, require_packages, warn
+from lma_jax.errors import UserError, one_line, require_packages, warn
 from lma_jax.overwriting import Kind, require_outputs
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def main() -> None:
     drawn: dict[str, Any] = {}
     for file, image, classes in predict(checkpoint, found):
         name, best = file.relative_to(folder).as_posix(), classes[: options.top]
-        print(f"{name}: " + ", ".join(f"{label(index)} {100 * p:.2f} %" for index, p in best), flush=True)
+        line = f"{name}: " + ", ".join(f"{label(index)} {100 * p:.2f} %" for index, p in best)
+        print(one_line(line), flush=True)
         for rank, (index, probability) in enumerate(best, 1):
             rows.append(dict(zip(COLUMNS, (name, rank, index, label(index), probability))))
         if len(drawn) < MAX_DRAWN:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lma_jax.errors import require_packages
 from lma_jax.weight_files import SUFFIXES, StateDict, differing_options, options_of, read_weights, within
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def adapt_input(kernel: np.ndarray, in_chans: int) -> np.ndarray:
 
 
 def _of_run(workdir: Path) -> StateDict:
+    require_packages(f"{workdir}, which is no file of weights but a run,", "jax", "flax")
     from lma_jax.checkpoint.format import load_checkpoint
     from lma_jax.checkpoint.restore import restore_model
     from lma_jax.state_dict import to_state_dict

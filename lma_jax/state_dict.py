@@ -165,4 +165,8 @@ def _require_known_variables(model: nnx.Module) -> None:
     known = {f"{layer}{entry.jax_name}" for layer, entry, _ in _variables(model)}
     unknown = sorted({".".join(map(str, path)) for path, _ in state} - known)
     if unknown:
-        raise ValueError("no row of lma_jax.state_dict.LAYERS covers " + ", ".join(unknown))
+        shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        raise ValueError(
+            f"{shown} cannot be named in PyTorch: a layer declares variables of its own, such as "
+            f"same_in_torch = ({unknown[0].rpartition('.')[2]!r},)"
+        )

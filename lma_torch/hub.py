@@ -40,7 +40,7 @@ def save_pretrained(
         ValueError: the name is missing or that of another network, or the class names are not those of its classes.
         lma_jax.errors.UserError: the folder holds other files or cannot be written.
     """
-    from lma_jax.hub_folder import describe, write_folder
+    from lma_jax.hub_folder import describe, name_of, write_folder
     from lma_jax.model_card import model_card
     from lma_jax.pretrained import options_of
     from lma_jax.weight_files import to_array
@@ -50,7 +50,7 @@ def save_pretrained(
     described = describe(model, name=name, options=options, class_names=class_names, preprocessing=preprocessing)
     require_fit(described, tensors)
     arrays = {key: to_array(tensor) for key, tensor in tensors.items()}
-    card = model_card(described, source=Path(folder).absolute().name)
+    card = model_card(described, source=name_of(folder))
     write_folder(Path(folder), described, arrays, metadata=metadata or {}, card=card, force=force)
 
 
@@ -66,7 +66,7 @@ def from_pretrained(source: str | Path, **options: Any) -> Network:
         lma_jax.errors.UserError: there is no such folder or repository, it is damaged, or its weights are not those of
             its network.
     """
-    from lma_jax.errors import UserError
+    from lma_jax.errors import UserError, one_line
     from lma_jax.hub_folder import locate, read_config
     from lma_jax.weight_files import HUB_WEIGHTS, open_weights
 
@@ -76,7 +76,9 @@ def from_pretrained(source: str | Path, **options: Any) -> Network:
     try:
         require_fit(recorded, weights.tensors)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"cannot use {source}: {error}") from error
+        module = weights.metadata.get("registered_by")
+        remedy = f" (its attention was registered by {one_line(module)}: import that first)" if module else ""
+        raise UserError(f"cannot use {source}: {error}{remedy}") from error
     model = create_model(recorded.model, weights=weights.path, **{**recorded.options, **options})
     return model.eval()
 

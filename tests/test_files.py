@@ -91,6 +91,12 @@ def test_a_large_file_is_recognised_at_its_end(tmp_path):
     require_outputs({"csv": (tmp_path / "table.csv", TABLE)}, force=False)
 
 
+def test_a_foreign_file_is_recognised_behind_a_folder_that_is_missing(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is no file of this kind"):
+        require_outputs({"csv": (tmp_path / "missing" / ".." / "notes.txt", TABLE)}, force=False)
+
+
 @pytest.mark.parametrize("name", ["weights", "../{0}/weights", "hard", "soft", "linked/weights", "read/step/new"])
 def test_an_input_is_never_an_output(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,7 @@ from convert.export.card import run_card
 from convert.export.verified import VerifiedPair
 from lma_jax.checkpoint.format import Checkpoint
 from lma_jax.errors import UserError, require_packages
-from lma_jax.hub_folder import CURVES, FILES, REPOSITORY, asking_the_hub, describe, write_folder
+from lma_jax.hub_folder import CURVES, FILES, REPOSITORY, asking_the_hub, describe, name_of, write_folder
 from lma_jax.weight_files import to_array
 
 
@@ -42,7 +42,7 @@ def write_hub_folder(
     card = run_card(
         checkpoint,
         described,
-        source=repo or folder.absolute().name,
+        source=repo or name_of(folder),
         verified=pair.metadata["verified"],
         has_curves=curves is not None,
         license_id=license_id,

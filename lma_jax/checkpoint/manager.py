@@ -295,7 +295,7 @@ def require_new(workdir: Path) -> None:
     Raises:
         UserError: it exists already, or its parent cannot be written.
     """
-    if os.path.lexists(workdir):
+    if os.path.lexists(workdir) or os.path.exists(os.path.realpath(workdir)):
         raise UserError(f"{workdir} exists already: give a new folder")
     files.require_writable(workdir / "checkpoints")
 

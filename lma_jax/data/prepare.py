@@ -42,6 +42,7 @@ def main() -> None:
     if folder.exists():
         print(f"{folder} already exists (delete it to prepare it anew): {usage}")
         return
+    files.require_writable(folder)
     try:
         index = index_archives(images, partial=options.partial) if options.archives else index_folder(images)
         build(index, folder, threads=options.threads)

@@ -5,6 +5,7 @@ timm loads the real thing where it is installed; the names that it and transform
 
 import json
 import math
+import os
 import re
 import runpy
 import sys
@@ -158,6 +159,12 @@ def test_a_folder_in_timms_names_is_read_as_well_as_one_that_timm_wrote(tmp_path
             lma_torch.from_pretrained(tmp_path)(torch.ones(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32))
         )
         (tmp_path / "config.json").write_text(json.dumps(theirs))
+    gray = lma_torch.create_model("mobilenetv2", num_classes=3, width_mult=0.35, in_chans=1, output_stride=8).eval()
+    lma_torch.save_pretrained(gray, tmp_path / "gray")
+    described = {**theirs, "model_args": {"num_classes": 3, "in_chans": 1, "output_stride": 8}}
+    (tmp_path / "gray/config.json").write_text(json.dumps(described))
+    images = torch.randn(1, 1, 64, 64)
+    assert torch.equal(lma_torch.from_pretrained(tmp_path / "gray")(images), gray(images))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
@@ -183,6 +190,10 @@ BAD = [
     ({**GOOD, "model": 3}, "it names no network"),
     ({**GOOD, "model": "x" * 10_000}, "it names no network"),
     ({**GOOD, "model": "resnet10_lna"}, "did you mean 'resnet10_lma'"),
+    ({"architecture": "resnet18", "num_classes": 3, "global_pool": "max"}, "its global_pool is not avg"),
+    ({"architecture": "resnet18", "num_classes": 3, "model_args": {"global_pool": "max"}}, "global_pool is not avg"),
+    ({"architecture": "resnet18", "num_classes": 3, "model_args": {"act_layer": "silu"}}, "model_args has 'act_layer'"),
+    ({"architecture": "resnet18", "num_classes": 3, "model_args": 3}, "model_args must be a mapping"),
     ({**GOOD, "num_classes": True}, "num_classes must be a whole number"),
     ({**GOOD, "num_classes": 4}, r"fc\.(weight|bias)"),
     ({**GOOD, "num_classes": 2**31 - 1}, "cannot use"),
@@ -265,6 +276,12 @@ def test_what_cannot_be_loaded_is_not_saved(pair, tmp_path):
     lma_torch.save_pretrained(by_class, foreign, name="resnet10", force=True)
     loaded: Any = lma_torch.from_pretrained(foreign)
     assert torch.equal(loaded.conv1.weight, by_class.conv1.weight)
+    (tmp_path / "other.txt").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        lma_torch.save_pretrained(by_class, tmp_path / "new" / "..", name="resnet10")
+    names = [os.fsdecode(b"caf\xe9"), "b"]
+    lma_torch.save_pretrained(by_class, tmp_path / "latin", name="resnet10", class_names=names)
+    assert json.loads((tmp_path / "latin" / "config.json").read_text())["label_names"] == names
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +300,7 @@ def workdir(pair, tmp_path_factory) -> Path:
 
 @pytest.mark.process
 def test_a_run_becomes_a_folder_with_a_model_card_whose_code_runs(workdir, tmp_path, monkeypatch):
-    output = tmp_path / "r10"
+    output = tmp_path / 'r\u00e91"0\U0001f600\\n'
     said = run("convert.to_hub", f"--checkpoint={workdir}", f"--output={output}", setup=know_resnet10)
     assert said == f"resnet10_lma written to {output}: {', '.join(FILES)}\n"
     assert (output / "curves.png").read_bytes() == b"\x89PNG"
@@ -297,6 +314,7 @@ def test_a_run_becomes_a_folder_with_a_model_card_whose_code_runs(workdir, tmp_p
     for text in ("| `batch_size` | `8` |", "| top-1 accuracy (%) | 90.13 |", "(curves.png)"):
         assert text in body
     assert re.search(r"^- float64: (\d\d) of \1 outputs are equal", body, re.MULTILINE)
+    assert found["model-index"][0]["name"] == output.name
     for path in output.iterdir():
         assert str(workdir).encode() not in path.read_bytes()
         assert b"/home/me" not in path.read_bytes()

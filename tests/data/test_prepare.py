@@ -38,7 +38,10 @@ def test_the_command_prepares_a_folder_once(tmp_path):
         (dict(folder="b", name="cifar10"), "not the name of another data set"),
         (dict(folder="b", name="folder"), "not the name of another data set"),
         (dict(folder="/dev/null", name="flowers"), "/dev/null/train must be a folder"),
-        (dict(folder="{source}", name="flowers", data_dir="/dev/null"), "Not a directory: '/dev/null"),
+        (
+            dict(folder="{source}", name="flowers", data_dir="/dev/null"),
+            "write /dev/null/flowers/1.0.0: Not a directory",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_explained(tmp_path, monkeypatch, values, message):

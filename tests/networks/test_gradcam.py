@@ -224,7 +224,8 @@ def test_an_earlier_map_stands_for_a_last_one_of_one_pixel():
         (dict(image="{tmp}/cat.jpg"), "cat.jpg does not exist"),
         (dict(image="{tmp}/folder.png"), "holds no images (.jpg"),
         (dict(image="{tmp}/notes.txt"), "notes.txt cannot be decoded as an image (not an image file)"),
-        (dict(image="{tmp}/cut"), "0.jpg cannot be decoded as an image"),
+        (dict(image="{tmp}/cut/0.jpg"), "0.jpg cannot be decoded as an image"),
+        (dict(image="{tmp}/cut"), "cut can be decoded"),
         (dict(checkpoint="{tmp}"), "holds no checkpoint"),
         (dict(step="8"), "holds no checkpoint '8'"),
         (dict(class_id=3), "--class_id=3: the network's classes are 0 to 2"),
@@ -246,7 +247,8 @@ def test_every_mistake_is_a_user_error_that_leaves_nothing_behind(draw, runs, tm
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "cut").mkdir()
-    (tmp_path / "cut/0.jpg").write_bytes((runs / "photos/0.jpg").read_bytes()[:5000])
+    for name in "01":
+        (tmp_path / f"cut/{name}.jpg").write_bytes((runs / "photos/0.jpg").read_bytes()[:5000])
     with pytest.raises(UserError) as error:
         draw(**options)
     assert expected in str(error.value)
