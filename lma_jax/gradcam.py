@@ -55,9 +55,8 @@ def main() -> None:
     if options.class_id is not None and options.class_id >= metadata.num_classes:
         raise UserError(f"--class_id={options.class_id}: the network's classes are 0 to {metadata.num_classes - 1}")
     folder = path if path.is_dir() else path.parent
-    images = {
-        file.relative_to(folder).as_posix(): image for file, image in read_images(files[:MAX_IMAGES], preprocessing)
-    }
+    read = read_images(files[:MAX_IMAGES], preprocessing)
+    images = {file.relative_to(folder).as_posix(): image for file, image in read}
     if not images:
         raise UserError(f"none of the first {MAX_IMAGES} images of {path} can be decoded")
     if len(files) > MAX_IMAGES:
