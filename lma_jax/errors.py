@@ -42,7 +42,11 @@ def one_line(message: object) -> str:
     >>> print(one_line("cannot read a\nb\x1b[2J.png"))
     cannot read a b\x1b[2J.png
     """
-    text = " ".join(str(message).split())
+    return visible(" ".join(str(message).split()))
+
+
+def visible(text: str) -> str:
+    r"""A text whose characters that cannot be printed are escaped, as Python and YAML do it."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -4,20 +4,13 @@ The picture shows the image as the network sees it and, over it, the evidence fo
 folder instead of an image makes a contact sheet. --gates draws the gates of LMA layers instead.
 """
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from lma_jax import cli
-from lma_jax.errors import UserError, require_packages, warn
+from lma_jax.errors import UserError, require_packages
 from lma_jax.overwriting import Kind, require_outputs
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from lma_jax.preprocessing import Preprocessing
 
 MAX_IMAGES = 40
 
@@ -40,7 +33,7 @@ def main() -> None:
     from lma_jax import figures
     from lma_jax.checkpoint.format import load_checkpoint
     from lma_jax.checkpoint.restore import restore_model
-    from lma_jax.images import image_files
+    from lma_jax.images import image_files, read_image, read_images
 
     options = flags.FLAGS
     output, path = Path(options.output), Path(options.image)
@@ -55,7 +48,10 @@ def main() -> None:
     if options.class_id is not None and options.class_id >= metadata.num_classes:
         raise UserError(f"--class_id={options.class_id}: the network's classes are 0 to {metadata.num_classes - 1}")
     folder = path if path.is_dir() else path.parent
-    read = read_images(files[:MAX_IMAGES], preprocessing)
+    if len(files) == 1:
+        read = [(files[0], read_image(files[0], preprocessing))]
+    else:
+        read = list(read_images(files[:MAX_IMAGES], preprocessing))
     images = {file.relative_to(folder).as_posix(): image for file, image in read}
     if not images:
         raise UserError(f"none of the first {MAX_IMAGES} images of {path} can be decoded")
@@ -85,23 +81,6 @@ def main() -> None:
         raise UserError(str(error)) from error
     figures.save(figure, output)
     print(f"{output} written")
-
-
-def read_images(files: Sequence[Path], preprocessing: "Preprocessing") -> Iterator[tuple[Path, "np.ndarray"]]:
-    """The pixels (H, W, 3) of images. A damaged one among several gets a warning on stderr instead.
-
-    Raises:
-        UserError: a single one is damaged.
-    """
-    from lma_jax.images import read_image
-
-    for file in files:
-        try:
-            yield file, read_image(file, preprocessing)
-        except UserError as error:
-            if len(files) == 1:
-                raise
-            warn(str(error))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lma_jax.errors import UserError, one_line
-from lma_jax.hub_folder import Recorded, describe, locate, name_of, read_config, write_folder
+from lma_jax.hub_folder import Recorded, describe, locate, name_of, read_config, unusable, write_folder
 from lma_jax.model_card import model_card
 from lma_jax.preprocessing import Preprocessing
 from lma_jax.pretrained import create_model, options_of
@@ -65,15 +64,16 @@ def from_pretrained(source: str | Path, *, rngs: "nnx.Rngs", **options: Any) -> 
         ValueError: see `create_model`.
         UserError: there is no such folder or repository, it is damaged, or its weights are not those of its network.
     """
+    from lma_jax import registry
+
     folder = locate(source)
     recorded = read_config(folder)
     weights = open_weights(folder / HUB_WEIGHTS)
     try:
         require_fit(recorded, weights.tensors)
     except (ValueError, TypeError, ArithmeticError) as error:
-        module = weights.metadata.get("registered_by")
-        remedy = f" (its attention was registered by {one_line(module)}: import that first)" if module else ""
-        raise UserError(f"cannot use {source}: {error}{remedy}") from error
+        known = registry.problem_with(recorded.model) is None
+        raise unusable(source, error, weights.metadata, known=known) from error
     model = create_model(recorded.model, weights=weights.path, rngs=rngs, **{**recorded.options, **options})
     model.eval()
     return model

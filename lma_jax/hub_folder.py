@@ -108,8 +108,11 @@ def describe(
     return Description(name, options, model.num_classes, model.num_features, names, preprocessing or IMAGENET)
 
 
-def require_own(folder: Path, *, force: bool) -> None:
+def require_own(folder: Path, *, force: bool) -> Path:
     """Checks that a folder can be written: a new or an empty one, one that was written before, or with `force` any.
+
+    Returns:
+        The folder, without links and `..`.
 
     Raises:
         UserError: it holds other files, or is a file.
@@ -123,6 +126,7 @@ def require_own(folder: Path, *, force: bool) -> None:
             f"{folder} holds other files ({', '.join(sorted(present)[:3])}): give a new folder, or replace by force "
             f"what is called {', '.join(FILES)}"
         )
+    return folder
 
 
 def name_of(folder: str | Path) -> str:
@@ -154,8 +158,7 @@ def write_folder(
     Raises:
         UserError: the folder holds other files or cannot be written.
     """
-    require_own(folder, force=force)
-    folder = Path(os.path.realpath(folder))
+    folder = require_own(folder, force=force)
     if description.timm_name:
         state_dict = to_names(state_dict, "timm", position="")
     names = description.class_names
@@ -260,6 +263,20 @@ def asking_the_hub(problem: str) -> Iterator[None]:
         yield
     except Exception as error:  # of many packages, which it may change
         raise UserError(f"{problem}: {' '.join(str(error).split())[:LONGEST_NAME]}") from error
+
+
+def unusable(source: object, error: Exception, metadata: Mapping[str, Any], *, known: bool) -> UserError:
+    """The error of a folder that is not that of its network.
+
+    Args:
+        source: the folder, as it was given.
+        error: what is wrong.
+        metadata: those of its weights, which name the module that registered the network's attention.
+        known: whether there is a network of its name; otherwise that module may have to be imported.
+    """
+    module = None if known else metadata.get("registered_by")
+    remedy = f" (its attention was registered by {one_line(module)}: import that first)" if module else ""
+    return UserError(f"cannot use {source}: {error}{remedy}")
 
 
 def read_config(folder: Path) -> Recorded:

@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from lma_jax.errors import UserError
+from lma_jax.errors import UserError, warn
 from lma_jax.jpeg import (
     END_OF_IMAGE,
     START_OF_IMAGE,
@@ -106,6 +106,15 @@ def read_image(path: str | Path, preprocessing: Preprocessing) -> np.ndarray:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except BadImageError as error:
         raise UserError(f"{path} cannot be decoded as an image ({error})") from error
+
+
+def read_images(paths: Iterable[Path], preprocessing: Preprocessing) -> Iterator[tuple[Path, np.ndarray]]:
+    """The files that can be read, with what `read_image` returns. The others get a warning on stderr."""
+    for path in paths:
+        try:
+            yield path, read_image(path, preprocessing)
+        except UserError as error:
+            warn(error)
 
 
 @contextmanager

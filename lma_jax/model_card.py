@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from lma_jax.errors import visible
 from lma_jax.hub_folder import LABELS, Description
 
 IN_BOTH = """\
@@ -90,16 +91,16 @@ def usage(description: Description, source: str) -> str:
 def table(rows: Mapping[str, Any], *, heading: tuple[str, str]) -> str:
     """A table of two columns."""
     lines = [f"| {' | '.join(heading)} |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())])
+    return "\n".join([*lines, *(f"| {cell(name)} | {cell(value)} |" for name, value in rows.items())])
 
 
 def _yaml(value: Any) -> str:
     """A value as JSON, which is YAML as well, except for characters that YAML wants escaped in its own way."""
-    text = json.dumps(value, ensure_ascii=False)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return visible(json.dumps(value, ensure_ascii=False))
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value in a table of Markdown."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 

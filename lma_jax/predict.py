@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from absl import flags
 
 from lma_jax import cli
-from lma_jax.errors import UserError, one_line, require_packages, warn
+from lma_jax.errors import UserError, one_line, require_packages
 from lma_jax.overwriting import Kind, require_outputs
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def predict(checkpoint: "Checkpoint", files: Sequence[Path]) -> Iterator[Predict
 
     from lma_jax.checkpoint.restore import restore_model
     from lma_jax.figures import ranked_classes
-    from lma_jax.images import read_image
+    from lma_jax.images import read_images
     from lma_jax.preprocessing import normalize
 
     preprocessing, loss = checkpoint.metadata.preprocessing, checkpoint.metadata.config["loss"]
@@ -104,12 +104,7 @@ def predict(checkpoint: "Checkpoint", files: Sequence[Path]) -> Iterator[Predict
     graphdef, state = nnx.split(model)
     forward = jax.jit(lambda state, images: nnx.merge(graphdef, state)(normalize(images, preprocessing)))
     for start in range(0, len(files), BATCH_SIZE):
-        images: dict[Path, np.ndarray] = {}
-        for file in files[start : start + BATCH_SIZE]:
-            try:
-                images[file] = read_image(file, preprocessing)
-            except UserError as error:
-                warn(str(error))
+        images = dict(read_images(files[start : start + BATCH_SIZE], preprocessing))
         if images:
             size = min(len(files), BATCH_SIZE)  # of one shape, so that one program serves all
             pixels = np.resize(np.stack(list(images.values())), (size, *next(iter(images.values())).shape))

@@ -66,8 +66,7 @@ def from_pretrained(source: str | Path, **options: Any) -> Network:
         lma_jax.errors.UserError: there is no such folder or repository, it is damaged, or its weights are not those of
             its network.
     """
-    from lma_jax.errors import UserError, one_line
-    from lma_jax.hub_folder import locate, read_config
+    from lma_jax.hub_folder import locate, read_config, unusable
     from lma_jax.weight_files import HUB_WEIGHTS, open_weights
 
     folder = locate(source)
@@ -76,9 +75,8 @@ def from_pretrained(source: str | Path, **options: Any) -> Network:
     try:
         require_fit(recorded, weights.tensors)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        module = weights.metadata.get("registered_by")
-        remedy = f" (its attention was registered by {one_line(module)}: import that first)" if module else ""
-        raise UserError(f"cannot use {source}: {error}{remedy}") from error
+        known = registry.problem_with(recorded.model) is None
+        raise unusable(source, error, weights.metadata, known=known) from error
     model = create_model(recorded.model, weights=weights.path, **{**recorded.options, **options})
     return model.eval()
 

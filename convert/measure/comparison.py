@@ -15,6 +15,7 @@ from convert.measure.size import size_of
 from lma_jax import files
 from lma_jax.checkpoint.format import DamagedError, Metadata, metadata_of, saved_steps
 from lma_jax.errors import UserError, nearest, warn
+from lma_jax.model_card import cell
 from lma_jax.recipes import defaults
 from lma_jax.registry import parts_of, problem_with
 from lma_jax.training.config import DECISIVE, KEYS
@@ -188,7 +189,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
         UserError: two runs of a group have the same seed.
     """
     given = [(run, run.setting) for run in runs]
-    starts = _starts(sorted({(setting["init_from"], run.seed) for run, setting in given}))
+    starts = _starts({(setting["init_from"], run.seed) for run, setting in given})
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run, setting in given:
         setting["init_from"] = json.dumps(starts[setting["init_from"], run.seed], ensure_ascii=False)
@@ -231,9 +232,9 @@ def _starts(pairs: Collection[tuple[str, int]]) -> dict[tuple[str, int], str]:
 
 def _forms(start: str, seed: int) -> list[str]:
     """A path as it is, with * for all numbers that are the seed, and for one of them, from the last to the first."""
-    found = list(re.finditer(rf"(?<!\d){seed}(?!\d)", start))
-    single = [f"{start[: one.start()]}*{start[one.end() :]}" for one in reversed(found)]
-    return [re.sub(rf"(?<!\d){seed}(?!\d)", "*", start), *single, start]
+    seeds = re.compile(rf"(?<!\d){seed}(?!\d)")
+    single = [f"{start[: one.start()]}*{start[one.end() :]}" for one in seeds.finditer(start)]
+    return [seeds.sub("*", start), *reversed(single), start]
 
 
 def _label(run: Run, setting: dict[str, str], varying: set[str]) -> str:
@@ -275,7 +276,7 @@ def difference(one: Group, baseline: Group) -> Difference | None:
 def markdown(groups: Sequence[Group], baseline: Group) -> str:
     """The table of the groups."""
     lines = [
-        f"| network | runs | parameters | MACs (M) | top-1 (%) | against {_cell(baseline.label)}, points | images/s |",
+        f"| network | runs | parameters | MACs (M) | top-1 (%) | against {cell(baseline.label)}, points | images/s |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in groups:
@@ -286,7 +287,7 @@ def markdown(groups: Sequence[Group], baseline: Group) -> str:
         )
         size = f"{one.runs[0].parameters:,} | {one.runs[0].macs / 1e6:,.1f}"
         cells = f"{len(scores)} | {size} | {_spread(scores)}{_mark(one)} | {compared} | {_speed(one)}"
-        lines.append(f"| {_cell(one.label)} | {cells} |")
+        lines.append(f"| {cell(one.label)} | {cells} |")
     notes = ["top-1: of the last evaluation, mean ± standard deviation over the seeds."]
     notes += ["Against the baseline: mean ± standard deviation of the differences at equal seeds [95 % interval]."]
     notes += ["*: of a run that has not ended, or has failed."] * (not all(one.finished for one in groups))
@@ -316,10 +317,6 @@ def _mark(*groups: Group) -> str:
 def _speed(one: Group) -> str:
     speeds = [run.speed for run in one.runs if math.isfinite(run.speed)]
     return f"{median(speeds):,.0f}" if speeds else ""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
 
 
 def records(groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -226,6 +226,7 @@ def test_an_earlier_map_stands_for_a_last_one_of_one_pixel():
         (dict(image="{tmp}/notes.txt"), "notes.txt cannot be decoded as an image (not an image file)"),
         (dict(image="{tmp}/cut/0.jpg"), "0.jpg cannot be decoded as an image"),
         (dict(image="{tmp}/cut"), "cut can be decoded"),
+        (dict(image="{tmp}/single"), "single/0.jpg cannot be decoded as an image"),
         (dict(checkpoint="{tmp}"), "holds no checkpoint"),
         (dict(step="8"), "holds no checkpoint '8'"),
         (dict(class_id=3), "--class_id=3: the network's classes are 0 to 2"),
@@ -246,13 +247,13 @@ def test_an_earlier_map_stands_for_a_last_one_of_one_pixel():
 def test_every_mistake_is_a_user_error_that_leaves_nothing_behind(draw, runs, tmp_path, options, expected):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "folder.png").mkdir()
-    (tmp_path / "cut").mkdir()
-    for name in "01":
-        (tmp_path / f"cut/{name}.jpg").write_bytes((runs / "photos/0.jpg").read_bytes()[:5000])
+    for name in ("cut/0.jpg", "cut/1.jpg", "single/0.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((runs / "photos/0.jpg").read_bytes()[:5000])
     with pytest.raises(UserError) as error:
         draw(**options)
     assert expected in str(error.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "folder.png", "notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "folder.png", "notes.txt", "single"]
 
 
 @pytest.mark.process
